@@ -1,0 +1,78 @@
+"""What an audit spends on scoring against 200 candidates' stored signatures: a made-up library, 40 answers.
+
+Seconds of one core. The candidates' own scores (the calibration of the tests) are counted apart: they depend on the
+library alone.
+
+Example:  python benchmarks/bench_scoring.py --candidates 200 --answers 40
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+
+from hspi.audit.scoring import Scorer
+from hspi.bundle import Bundle, Observation
+from hspi.detectors.calibration import Calibration
+from hspi.detectors.classifiers import Boosted
+from hspi.detectors.verifier import VERIFIER_FEATURES
+from hspi.evidence.aligned import SLOTS, Aligned
+from hspi.evidence.equivalence import Classes
+from hspi.platforms.record import Platform
+
+PROBES, SETTINGS, K = 288, 4, 20
+
+
+def library(candidates: int, rng: np.random.Generator) -> tuple[Aligned, Classes]:
+    """Platforms whose log-probabilities are a reference and noise, all in its order."""
+    reference = -np.sort(rng.exponential(3, (PROBES, SLOTS)), axis=1) - 1
+    noise = rng.normal(0, 1e-3, (candidates, 1, PROBES, SLOTS)) + rng.normal(0, 1e-4, (1, SETTINGS, PROBES, SLOTS))
+    logprobs = (reference + noise).astype(np.float32)
+    rank = np.argsort(np.argsort(-logprobs, axis=-1), axis=-1).astype(np.uint8)
+    platforms = [Platform(f"made-up-{i}", "none") for i in range(candidates)]
+    probes = [("made-up", i) for i in range(PROBES)]
+    slots = np.tile(np.arange(SLOTS, dtype=np.int32), (PROBES, 1))
+    names = [f"s{i}" for i in range(SETTINGS)]
+    data = Aligned("toy", platforms, names, probes, slots, reference, logprobs, rank, logprobs[..., :1])
+    separation = rng.uniform(0.6, 1, (candidates, candidates))
+    return data, Classes("toy", data.platform_ids(), list(range(candidates)), separation, separation)
+
+
+def verifier(rng: np.random.Generator) -> Boosted:
+    """Trees of the usual number and depth, on made-up pairs."""
+    x = rng.normal(size=(20_000, len(VERIFIER_FEATURES))).astype(np.float32)
+    return Boosted().fit(x, (x[:, 0] + x[:, 3] > 0).astype(int))
+
+
+def main(candidates: int, answers: int) -> None:
+    rng = np.random.default_rng(0)
+    data, classes = library(candidates, rng)
+    trees = verifier(rng)
+    bundle = Bundle(trees, trees, Calibration(), {"toy": data}, {"toy": classes})
+    began = time.process_time()
+    scorer = Scorer.of(bundle, "toy", K, 0)
+    calibrated = time.process_time() - began
+    scorer.scores(observation(data, [0]))
+    began = time.process_time()
+    evidence = scorer.start()
+    for at in scorer.split.test[:answers]:
+        evidence.add(scorer.scores(observation(data, [int(at)]))[..., 0])
+    print(f"{candidates} candidates × {SETTINGS} settings, {answers} answers")
+    print(f"scores of the candidates themselves   {calibrated:7.3f} s")
+    print(f"scoring of the audit                  {time.process_time() - began:7.3f} s (to reach: 1 s)")
+
+
+def observation(data: Aligned, at: list[int]) -> Observation:
+    order = np.argsort(data.rank[0, 0, at], axis=1)[:, :K]
+    values = np.take_along_axis(data.logprobs[0, 0, at], order, 1)
+    return Observation("toy", [data.probes[i] for i in at], order.astype(np.int32), values)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--candidates", type=int, default=200)
+    parser.add_argument("--answers", type=int, default=40)
+    a = parser.parse_args()
+    main(a.candidates, a.answers)

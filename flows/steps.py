@@ -1,0 +1,118 @@
+"""What every flow is made of: DVC targets as tasks, and artefacts for people.
+
+Flows stand outermost. They say what runs where and when, and retry I/O; what is up to date, DVC decides, so no task
+has a cache of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hspi.errors import HspiError
+from hspi.pairs import pair_matrix
+from hspi.quiet import be_quiet
+
+be_quiet()  # before Prefect reads its settings
+
+from prefect import flow, task, unmapped  # noqa: E402
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact  # noqa: E402
+from prefect.cache_policies import NO_CACHE  # noqa: E402
+from prefect.futures import PrefectFuture  # noqa: E402
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner  # noqa: E402
+
+__all__ = ["flow", "platforms_of_params", "publish_artifacts", "pull", "repro", "side_by_side", "unmapped"]
+
+MLFLOW_PAGES = os.environ.get("HSPI_MLFLOW_PAGES", "http://127.0.0.1:5000")
+_TRANSIENT = (
+    "Unable to acquire lock",
+    "is busy, it is being blocked by",
+    "failed to pull",
+    "failed to connect",
+    "timed out",
+)
+
+
+class TransientFailure(OSError):
+    """A lock that another DVC process holds, or a remote that did not answer: worth another try."""
+
+
+class StageFailed(HspiError):
+    """A stage ended with an error of its own; trying again would fail again."""
+
+
+def _is_transient(task: Any, run: Any, state: Any) -> bool:
+    try:
+        state.result()
+    except OSError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def _dvc(*arguments: str) -> None:
+    """Run DVC beside this interpreter, its output shown as it comes. Raises TransientFailure or StageFailed."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    last = ""
+    with subprocess.Popen(
+        command, env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None
+        for line in io.TextIOWrapper(process.stdout, errors="replace", newline=""):  # keeps a bar's carriage returns
+            print(line, end="", flush=True)
+            last = line.strip() if line.startswith("ERROR") else last
+    if process.returncode:
+        kind = TransientFailure if any(sign in last for sign in _TRANSIENT) else StageFailed
+        raise kind(f"`dvc {' '.join(arguments)}` must succeed, but: {last or process.returncode}")
+
+
+_io: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "retries": 20,
+    "retry_delay_seconds": 3,
+    "retry_condition_fn": _is_transient,
+}
+
+
+@task(task_run_name="dvc pull {target}", **_io)
+def pull(target: str) -> None:
+    """Fetch what DVC versions from its remote."""
+    _dvc("pull", "--quiet", target)
+
+
+@task(task_run_name="dvc repro {target}", **_io)
+def repro(target: str, alone: bool = False) -> None:
+    """Bring a DVC stage up to date, and every stage before it unless it is to run `alone`."""
+    _dvc("repro", *(["--single-item"] if alone else []), target)
+
+
+def side_by_side(jobs: int = 2) -> TaskRunner[PrefectFuture[Any]]:
+    """A runner for tasks that wait for child processes: as many at once as the cores carry, at least two."""
+    runner: Any = ThreadPoolTaskRunner(max_workers=max(2, (os.cpu_count() or 1) // jobs))
+    return runner
+
+
+def platforms_of_params(path: str = "params.yaml") -> list[str]:
+    """The platforms that params.yaml lists."""
+    from hspi import params
+
+    return params.load(path).platforms
+
+
+def publish_artifacts(reports: str | Path = "reports", run_file: str | Path = "models/run.json") -> None:
+    """The matrix of pairs as a table, the headline metrics as a page, and links to MLflow and the registry."""
+    reports = Path(reports)
+    create_table_artifact(key="pair-matrix", table=pair_matrix(reports / "tables" / "pair_accuracy.csv"))
+    metrics = json.loads((reports / "metrics.json").read_text("utf-8"))
+    lines = [f"| {name} | {value} |" for name, value in sorted(metrics.items())]
+    create_markdown_artifact(key="metrics", markdown="\n".join(["| metric | value |", "|---|---|", *lines]))
+    run = json.loads(Path(run_file).read_text("utf-8"))
+    link = f"{MLFLOW_PAGES}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}"
+    create_link_artifact(key="mlflow-run", link=link, description="The run in MLflow (`make mlflow` opens it)")

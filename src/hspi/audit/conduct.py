@@ -1,0 +1,200 @@
+"""An audit from its first question to its verdict. The same code runs live, after a kill, and on a sealed bundle:
+only where answers come from differs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from hspi.audit import material as materials
+from hspi.audit import page
+from hspi.audit.answers import Answer, Names, clipped, read_answer
+from hspi.audit.conclude import Conclusion, Findings, conclude
+from hspi.audit.discovery import Ask, discover
+from hspi.audit.material import Material, Probe, write_json
+from hspi.audit.plan import Plan, choose_level, make_plan
+from hspi.audit.records import Records, check_seal, is_sealed, seal
+from hspi.audit.scoring import Evidence, Scorer
+from hspi.bundle import Observation
+from hspi.client import Endpoint, Invalid, Question
+from hspi.errors import ConfigError, DataError
+
+TOP_K = 20  # what the verifier knows best; more alternatives than this are not used
+AFTER_CONTRADICTION = 16  # answers more, in the hope of naming what serves instead
+AT_LEAST = 24  # answers before a class may be named, so that what is in no library has time to show
+
+Say = Callable[[str], object]
+T = TypeVar("T")
+
+
+async def audit(
+    material: Material, endpoint: Endpoint | None, folder: Path, say: Say, *, dry_run: bool = False
+) -> tuple[Plan, Conclusion | None]:
+    """Ask, judge, write the bundle. Without an endpoint the answers in `folder` must suffice.
+
+    Raises EndpointError when a question stays unanswered; what was answered is kept, and the same call goes on.
+    """
+    with Records(folder, endpoint) as records:
+        plan, scorer = await _plan(material, records.ask)
+        for line in plan.lines():
+            say(line)
+        if dry_run:
+            return plan, None
+        findings = await _findings(material, plan, scorer, records.ask)
+        conclusion = conclude(material, plan, scorer, findings)
+        if endpoint is not None and not is_sealed(folder):
+            records.finish([*_discovery_names(records), *findings.names])
+            write_json(folder / "plan.json", plan.to_dict())
+            write_json(folder / "verdict.json", conclusion.to_dict())
+            page.write(folder / "report.html", plan, conclusion, material)
+            seal(folder)
+    return plan, conclusion
+
+
+def open_folder(folder: Path, material: Callable[[], Material], settings: materials.Settings) -> Material:
+    """The material in the folder if it is of these settings, else that of `material`, saved there.
+
+    Raises ConfigError if the folder holds another audit, DataError if a sealed one was changed.
+    """
+    if is_sealed(folder):
+        check_seal(folder)
+    if (folder / "settings.json").exists():
+        found = materials.read_settings(folder)
+        if found != settings:
+            raise ConfigError(f"{folder} must hold no other audit, but it holds one of {found.served!r}: name another")
+        if (folder / READY).exists():
+            return materials.load(folder)
+    elif folder.exists() and any(not f.name.endswith(".tmp") for f in folder.iterdir()):
+        raise ConfigError(f"{folder} must be empty or hold this audit, but it does not")
+    made = material()
+    materials.save(made, folder)
+    (folder / READY).write_text("", "utf-8")
+    return materials.load(folder)
+
+
+READY = "ready"  # stands once the material is whole
+
+
+def replay(folder: Path, say: Say) -> tuple[Plan, Conclusion]:
+    """Score a sealed bundle again, offline. Raises DataError if a byte changed or the verdict would be another."""
+    check_seal(folder)
+    plan, conclusion = asyncio.run(audit(materials.load(folder), None, folder, say))
+    assert conclusion is not None
+    sealed = (folder / "verdict.json").read_text("utf-8")
+    if sealed != materials.to_json(conclusion.to_dict()):
+        raise DataError(f"{folder} must score to its verdict again, but it does not with these versions")
+    return plan, conclusion
+
+
+# ---------------------------------------------------------------- parts
+
+
+async def _plan(material: Material, ask: Ask) -> tuple[Plan, Scorer | None]:
+    names = Names(material.vocabulary)
+    prompts = [(p.ids, p.text) for p in material.warm_up]
+    cap = await discover(ask, material.settings.served, prompts, names)
+    scorer = None
+    if choose_level(cap)[0] == "replay":
+        k = min(TOP_K, cap.top_k)
+        scorer = Scorer.of(material.bundle, material.settings.model, k, material.settings.seed)
+    return make_plan(material, cap, scorer), scorer
+
+
+def _discovery_names(records: Records) -> list[str]:
+    return sorted(name for name in records.rows if name.startswith("discover-"))
+
+
+async def _findings(material: Material, plan: Plan, scorer: Scorer | None, ask: Ask) -> Findings:
+    findings = Findings()
+    if scorer is None or plan.capabilities.form is None:
+        return findings
+    names, form = Names(material.vocabulary), plan.capabilities.form
+    least = min(form.top, plan.capabilities.top_k)
+    judge = _Judge(material, scorer, scorer.start(), findings)
+
+    def question(probe: Probe) -> Question:
+        body = form.body(material.settings.served, probe.ids, probe.text)
+        return Question(f"probe-{probe.set}-{probe.id}", form.route, body)
+
+    async def answer(probe: Probe) -> Answer | str:
+        asked = question(probe)
+        try:
+            reply = await ask(asked, lambda r: read_answer(r.data, names, least))
+            return read_answer(reply.data, names, least)
+        except Invalid as error:
+            return str(error)
+
+    jobs = [lambda p=p: answer(p) for p in plan.probes]
+
+    def see(at: int, found: Answer | str) -> bool:
+        findings.names.append(question(plan.probes[at]).name)
+        return judge.see(plan.probes[at], found)
+
+    await in_order(jobs, material.settings.window, see)
+    return findings
+
+
+@dataclass(slots=True)
+class _Judge:
+    """Feeds answers to the evidence, in the plan's order, and says when it suffices."""
+
+    material: Material
+    scorer: Scorer
+    evidence: Evidence
+    findings: Findings
+    _parted_at: int | None = field(default=None)
+
+    def see(self, probe: Probe, found: Answer | str) -> bool:
+        """Returns whether to stop."""
+        f = self.findings
+        if isinstance(found, str):
+            f.unusable.append(found)
+            return False
+        ids, logprobs = clipped(found, self.scorer.k)
+        seen = Observation(self.material.settings.model, [(probe.set, probe.id)], ids[None], logprobs[None])
+        f.add(probe, found, seen, self.scorer.scores(seen)[..., 0])
+        f.processes.append(self.evidence.add(f.scores[-1]))
+        return self.enough()
+
+    def enough(self) -> bool:
+        settings, classes = self.material.settings, self.scorer.classes
+        t = len(self.findings.processes)
+        out = self.findings.excluded(settings.alpha)
+        if settings.claim is not None:
+            claimed = classes.label[classes.platform_ids.index(settings.claim)]
+            crossed = self.findings.crossed(claimed, settings.alpha)
+            if crossed is not None and t >= crossed + AFTER_CONTRADICTION:
+                return True
+        if out.sum() < classes.count - 1:
+            return False
+        self._parted_at = self._parted_at or t
+        return bool(out.all()) or t >= max(AT_LEAST, 2 * self._parted_at)
+
+
+async def in_order(jobs: Sequence[Callable[[], Awaitable[T]]], window: int, see: Callable[[int, T], bool]) -> list[T]:
+    """Results in order. At most `window` jobs run ahead of what `see(index, result)` has passed.
+
+    Once `see` returns True no further job starts; those that run are awaited and seen too. Which jobs run depends on
+    the results alone, never on their timing.
+    """
+    running: deque[asyncio.Task[T]] = deque()
+    results: list[T] = []
+    started, stop = 0, False
+    try:
+        while True:
+            while not stop and started < len(jobs) and len(running) < window:
+                running.append(asyncio.ensure_future(jobs[started]()))  # type: ignore[arg-type]
+                started += 1
+            if not running:
+                return results
+            results.append(await running[0])
+            running.popleft()
+            stop = see(len(results) - 1, results[-1]) or stop
+    finally:
+        if running:  # an error: what is under way may still be answered, and paid for
+            await asyncio.gather(*running, return_exceptions=True)

@@ -1,0 +1,106 @@
+"""The report of one audit: one file that loads nothing. Whatever an endpoint sent is escaped."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from hspi.audit.conclude import Conclusion
+from hspi.audit.material import Material
+from hspi.audit.plan import Plan
+
+_STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
+h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse;width:100%}
+td,th{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #ddd;vertical-align:top;overflow-wrap:anywhere}
+.bar{background:#4c78a8;height:.7rem;display:inline-block}.outcome{font-weight:700}
+.contradicted{color:#a8071a}.consistent,.identified{color:#135200}.inconclusive,.unknown{color:#874d00}
+"""
+
+
+def write(path: Path, plan: Plan, found: Conclusion, material: Material) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(html(plan, found, material), "utf-8")
+    temporary.replace(path)
+
+
+def html(plan: Plan, found: Conclusion, material: Material) -> str:
+    settings = material.settings
+    kind = found.outcome if found.outcome.isalpha() else ""
+    claim = [("claim", settings.claim), ("p-value at any stopping time", found.claim_p_value)] if settings.claim else []
+    facts: list[tuple[str, Any]] = [
+        ("endpoint", settings.base_url),
+        ("served as", settings.served),
+        ("weights", f"{settings.model} (sha256 {settings.weights_hash[:16]}…)"),
+        *claim,
+        ("answer", found.answer),
+        ("members of its class", ", ".join(found.members)),
+        (f"set at {1 - found.alpha:g}", ", ".join(found.set_at)),
+        ("not told apart", "; ".join(", ".join(c) for c in found.not_told_apart)),
+        ("to tell more", found.to_tell_more),
+    ]
+    return "\n".join(
+        [
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+            f"<title>hspi audit: {escape(found.outcome)}</title><style>{_STYLE}</style></head><body>",
+            f'<h1>Audit: <span class="outcome {kind}">{escape(found.outcome)}</span></h1>',
+            f"<p>{escape(found.why)}.</p>",
+            _table(facts),
+            _factors(found),
+            "<h2>Evidence against each class</h2>",
+            f"<p>log<sub>10</sub> of the highest E-value; a class is excluded from {_threshold(found.alpha)} on.</p>",
+            _classes(found, material),
+            "<h2>Plan and use</h2>",
+            _table(
+                [
+                    ("level", f"{plan.level}: {plan.why}"),
+                    ("candidates", f"{plan.candidates} platforms in {plan.classes} classes"),
+                    ("asked at most", f"{len(plan.probes)} questions of one token"),
+                    ("used", f"{found.requests} requests, {found.prompt_tokens} + {found.output_tokens} tokens"),
+                    ("unusable answers", found.unusable),
+                    ("cost", found.cost),
+                ]
+            ),
+            "<h2>Versions</h2>",
+            _table(sorted(material.facts.items())),
+            "</body></html>\n",
+        ]
+    )  # fmt: skip
+
+
+def _table(rows: list[tuple[str, Any]]) -> str:
+    shown = [(k, v) for k, v in rows if v not in (None, "")]
+    cells = "".join(f"<tr><th>{escape(str(k))}</th><td>{escape(str(v))}</td></tr>" for k, v in shown)
+    return f"<table>{cells}</table>"
+
+
+def _factors(found: Conclusion) -> str:
+    if not found.failed_factors:
+        return ""
+    rows = [(factor, f"claimed {said}, answers like {other}") for factor, (said, other) in found.failed_factors.items()]
+    return "<h2>What the claim fails on</h2>" + _table(list(rows))
+
+
+def _classes(found: Conclusion, material: Material) -> str:
+    classes = material.bundle.classes[material.settings.model]
+    provenance = {p.id: p.provenance for p in material.bundle.library[material.settings.model].platforms}
+    rows = ["<tr><th>class</th><th>provenance</th><th>log<sub>10</sub> E</th><th>posterior</th><th></th></tr>"]
+    most = max([1.0, *found.log10_e.values()])
+    for name, value in sorted(found.log10_e.items(), key=lambda item: item[1]):
+        members = classes.members_of(name)
+        kinds = ", ".join(sorted({provenance[m] for m in members}))
+        width = max(0.0, 100 * value / most)
+        rows.append(
+            f"<tr><td>{escape(', '.join(members))}</td><td>{escape(kinds)}</td><td>{value:.2f}</td>"
+            f"<td>{found.posterior.get(name, 0.0):.4f}</td>"
+            f'<td style="width:30%"><span class="bar" style="width:{width:.0f}%"></span></td></tr>'
+        )
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _threshold(alpha: float) -> str:
+    from math import log10
+
+    return f"{-log10(alpha):g}"

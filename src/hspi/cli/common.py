@@ -1,0 +1,58 @@
+"""Options and output that several verbs share."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+params_option = click.option(
+    "--params", "params_file", default="params.yaml", show_default=True, type=click.Path(dir_okay=False)
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+
+
+def show(rows: list[dict[str, Any]], columns: list[str], as_json: bool) -> None:
+    """A table for people, or every field as JSON."""
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    table = [columns] + [[str(row.get(c, "")) for c in columns] for row in rows]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    for line in table:
+        click.echo("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
+
+
+class Ticker:
+    """Progress of probes: a bar for people, a line of JSON for a parent process, or nothing."""
+
+    def __init__(self, kind: str, total: int, label: str) -> None:
+        self.kind, self.total, self.label = kind, total, label
+
+    def __enter__(self) -> Any:
+        if self.kind == "bar":
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=self.total, desc=self.label, unit="probe", smoothing=0.05, mininterval=0.5)
+            return self.bar.update
+        if self.kind == "json":
+            return lambda n: print(json.dumps({"probes": n}), flush=True) if n else None
+        return lambda n: None
+
+    def __exit__(self, *exc: object) -> None:
+        if self.kind == "bar":
+            self.bar.close()
+
+
+class Steps:
+    """Names of parts as they start, with the seconds since the first."""
+
+    def __init__(self, label: str) -> None:
+        import time
+
+        self.label, self.clock = label, time.monotonic
+        self.began = self.clock()
+
+    def __call__(self, name: str) -> None:
+        click.echo(f"{self.label} {self.clock() - self.began:6.1f} s  {name}", err=True)

@@ -1,0 +1,109 @@
+"""The whole protocol in one call: every level on the same splits, as flat metrics and as tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hspi.detectors.training import Bench
+from hspi.evaluation.measures import Accuracy
+from hspi.evaluation.replay import ReplayReport, evaluate_replay
+from hspi.evaluation.single import PaperBench, SingleBench, evaluate_paper, evaluate_single
+from hspi.evidence.aligned import Aligned
+from hspi.evidence.equivalence import Classes
+from hspi.signatures import Signature
+
+Row = dict[str, Any]
+
+
+def evaluate(
+    features: Sequence[tuple[Aligned, Classes]],
+    signatures_of: Callable[[str], Sequence[Signature]],
+    parameters: dict[str, dict[str, Any]],
+    seed: int,
+    step: Callable[[str], object] = lambda s: None,
+) -> tuple[dict[str, float], dict[str, list[Row]]]:
+    """Metrics (flat, dotted keys) and tables (name → rows).
+
+    signatures_of(model) gives the files' rows, for HSPI-LD; parameters: of `verifier` and `classifier` trees.
+    """
+    step("comparing signatures")
+    benches = [Bench.of(data, classes, seed) for data, classes in features]
+    report = evaluate_replay(benches, parameters.get("verifier", {}), step)
+    del benches
+    single = [SingleBench(data, classes, seed) for data, classes in features]
+    report.accuracies |= evaluate_single(single, parameters.get("classifier", {}), step)
+    papers = [PaperBench(signatures_of(data.model), classes, seed) for data, classes in features]
+    report.accuracies |= evaluate_paper(papers, step)
+    report.add("classes", _class_rows(features))
+    report.add("summary", _summary(report.accuracies))
+    return _flat(features, report), report.tables
+
+
+def _class_rows(features: Sequence[tuple[Aligned, Classes]]) -> list[Row]:
+    rows = []
+    for data, classes in features:
+        by_id = {p.id: p for p in data.platforms}
+        for c in range(classes.count):
+            members = classes.members(c)
+            rows.append(
+                {
+                    "model": data.model,
+                    "class": classes.name(c),
+                    "platforms": " ".join(members),
+                    "provenance": " ".join(sorted({by_id[m].provenance for m in members})),
+                    "number_format": by_id[members[0]].number_format,
+                    "engine": " ".join(sorted({by_id[m].engine for m in members})),
+                }
+            )
+    return rows
+
+
+def _summary(accuracies: dict[str, Accuracy]) -> list[Row]:
+    rows = []
+    for name, a in accuracies.items():
+        level, _, rest = name.partition(".")
+        split, _, metric = rest.rpartition(".") if rest.count(".") < 2 else rest.partition(".")
+        row = {"level": level, "split": split, "metric": metric, "value": a.value, "ci_low": a.ci_low}
+        rows.append(row | {"ci_high": a.ci_high, "chance": a.chance, "samples": a.samples, "tokens": a.tokens})
+    return rows
+
+
+def _flat(features: Sequence[tuple[Aligned, Classes]], report: ReplayReport) -> dict[str, float]:
+    flat: dict[str, float] = {
+        "platforms": float(len({p for data, _ in features for p in data.platform_ids()})),
+        "classes": float(min(classes.count for _, classes in features)),
+        "models": float(len(features)),
+    }
+    for data, classes in features:
+        flat[f"classes.{data.model}"] = float(classes.count)
+    for name, a in sorted(report.accuracies.items()):
+        flat |= a.flat(name)
+    flat |= dict(sorted(report.figures.items()))
+    return {k: v for k, v in flat.items() if not math.isnan(v)}
+
+
+def write(metrics: dict[str, float], tables: dict[str, list[Row]], metrics_path: Path, tables_dir: Path) -> None:
+    """metrics.json, and one CSV for each table; each file appears whole or not at all."""
+    tables_dir.mkdir(parents=True, exist_ok=True)
+    for name, rows in tables.items():
+        temporary = tables_dir / f"{name}.csv.tmp"
+        with temporary.open("w", newline="", encoding="utf-8") as f:
+            writer = csv.DictWriter(f, list(rows[0]))
+            writer.writeheader()
+            writer.writerows({k: _round(v) for k, v in row.items()} for row in rows)
+        temporary.replace(tables_dir / f"{name}.csv")
+    text = json.dumps({k: _round(v) for k, v in metrics.items()}, indent=1)
+    temporary = metrics_path.with_name(metrics_path.name + ".tmp")
+    temporary.write_text(text + "\n", "utf-8")
+    temporary.replace(metrics_path)
+
+
+def _round(value: Any) -> Any:
+    return round(float(value), 6) if isinstance(value, float | np.floating) else value

@@ -1,0 +1,241 @@
+"""All signatures of one model, aligned on the likeliest tokens of its float64 reference.
+
+Every level of evidence but HSPI-LD reads these arrays, so that files are opened once. C platforms, S nuisance
+settings, P probes (of all sets, last position), K slots (tokens), k stored log-probabilities, H hypotheses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hspi.errors import DataError
+from hspi.hypotheses import NAMES
+from hspi.platforms.record import Platform
+from hspi.reference import normaliser
+from hspi.signatures import Signature
+
+SLOTS = 64
+ABSENT = 255  # rank of a slot whose token the platform did not report
+
+
+@dataclass(frozen=True, slots=True)
+class Aligned:
+    """slots int32 (P, K): token ids, likeliest first by the reference; reference float64 (P, K).
+
+    lse float64 (P,): the reference's normaliser, which makes a log-probability a logit; predicted float32 (H, P, K):
+    what each of `hypotheses.NAMES` would add to the logits. Both are NaN where they were not given.
+
+    logprobs float32 (C, S, P, K): exact bits, NaN where a token was not reported; rank uint8 (C, S, P, K): place in
+    the platform's own order, ABSENT where not reported; raw float32 (C, S, P, k): the platform's own order.
+    weights_hash and probe_hashes (by set): what was answered with, and to; empty where not known.
+    """
+
+    model: str
+    platforms: list[Platform]
+    nuisances: list[str]
+    probes: list[tuple[str, int]]
+    slots: npt.NDArray[np.int32]
+    reference: npt.NDArray[np.float64]
+    logprobs: npt.NDArray[np.float32]
+    rank: npt.NDArray[np.uint8]
+    raw: npt.NDArray[np.float32]
+    lse: npt.NDArray[np.float64] = field(default=None)  # type: ignore[arg-type]
+    predicted: npt.NDArray[np.float32] = field(default=None)  # type: ignore[arg-type]
+    weights_hash: str = ""
+    probe_hashes: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        p, k = self.slots.shape
+        if self.lse is None:
+            object.__setattr__(self, "lse", np.full(p, np.nan))
+        if self.predicted is None:
+            object.__setattr__(self, "predicted", np.full((len(NAMES), p, k), np.nan, np.float32))
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """(C, S): which settings were collected."""
+        return np.asarray(np.isfinite(self.raw[:, :, :, 0]).all(axis=2))
+
+    @property
+    def residual(self) -> npt.NDArray[np.float32]:
+        """(C, S, P, K): log-probability less the reference; each position keeps its normaliser's shift."""
+        return (self.logprobs - self.reference).astype(np.float32)
+
+    def platform_ids(self) -> list[str]:
+        return [p.id for p in self.platforms]
+
+    def on_probes(self, pool: npt.NDArray[np.int64]) -> Aligned:
+        """The same, of these probes alone."""
+        return replace(
+            self,
+            probes=[self.probes[i] for i in pool],
+            slots=self.slots[pool],
+            reference=self.reference[pool],
+            lse=self.lse[pool],
+            predicted=self.predicted[:, pool],
+            logprobs=self.logprobs[:, :, pool],
+            rank=self.rank[:, :, pool],
+            raw=self.raw[:, :, pool],
+        )
+
+    def only(self, platforms: list[int]) -> Aligned:
+        """The same, of these platforms alone."""
+        return replace(
+            self,
+            platforms=[self.platforms[i] for i in platforms],
+            logprobs=self.logprobs[platforms],
+            rank=self.rank[platforms],
+            raw=self.raw[platforms],
+        )
+
+    def with_observation(
+        self, logprobs: npt.NDArray[np.float32], rank: npt.NDArray[np.uint8], raw: npt.NDArray[np.float32]
+    ) -> Aligned:
+        """The same probes, with one observation (P, K) in the place of all platforms."""
+        one = self.platforms[:1]
+        return replace(
+            self,
+            platforms=one,
+            nuisances=["observed"],
+            logprobs=logprobs[None, None],
+            rank=rank[None, None],
+            raw=raw[None, None],
+        )
+
+    def save(self, path: Path) -> None:
+        """One safetensors file; names travel in its metadata."""
+        from safetensors.numpy import save_file
+
+        arrays = {n: np.ascontiguousarray(getattr(self, n)) for n in _ARRAYS}
+        names = {
+            "model": self.model,
+            "platforms": [p.to_dict() for p in self.platforms],
+            "nuisances": self.nuisances,
+            "probes": self.probes,
+            "hypotheses": NAMES,
+            "weights_hash": self.weights_hash,
+            "probe_hashes": self.probe_hashes,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        save_file(arrays, temporary, metadata={"hspi": json.dumps(names)})
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Aligned:
+        """Raises DataError if the file is not one that `save` wrote."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as f:
+                names: dict[str, Any] = json.loads(f.metadata()["hspi"])
+                arrays = {n: f.get_tensor(n) for n in _ARRAYS}
+            if names["hypotheses"] != list(NAMES):
+                raise ValueError(f"their hypotheses are {names['hypotheses']}; run it again")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path} must be features written by `hspi featurize`, but: {error}") from error
+        platforms = [Platform.from_dict(p) for p in names["platforms"]]
+        probes = [(str(s), int(i)) for s, i in names["probes"]]
+        hashes = {n: names[n] for n in ("weights_hash", "probe_hashes") if n in names}
+        return cls(names["model"], platforms, names["nuisances"], probes, **arrays, **hashes)
+
+
+_ARRAYS = ("slots", "reference", "lse", "predicted", "logprobs", "rank", "raw")
+
+
+def place(
+    slots: npt.NDArray[np.int32], ids: npt.NDArray[np.int32], logprobs: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Put reported tokens into their slots.
+
+    slots (P, K); ids and logprobs (P, k), most likely first, id -1 where fewer came. Returns logprobs float32 (P, K)
+    with NaN where not reported, and rank uint8 (P, K).
+    """
+    p, k = ids.shape
+    out = np.full(slots.shape, np.nan, np.float32)
+    rank = np.full(slots.shape, ABSENT, np.uint8)
+    order = np.argsort(slots, axis=1)
+    for i in range(p):
+        at = np.searchsorted(slots[i], ids[i], sorter=order[i])
+        where = order[i][np.minimum(at, slots.shape[1] - 1)]
+        found = slots[i][where] == ids[i]
+        out[i, where[found]] = logprobs[i, found]
+        rank[i, where[found]] = np.arange(k, dtype=np.uint8)[found]
+    return out, rank
+
+
+def likeliest(reference: npt.NDArray[np.float64], count: int = SLOTS) -> npt.NDArray[np.int32]:
+    """Token ids of the `count` largest logits or log-probabilities of each row, (P, count), likeliest first."""
+    return np.argsort(-reference, axis=1, kind="stable")[:, :count].astype(np.int32)
+
+
+def align(
+    model: str,
+    signatures: Sequence[Signature],
+    reference: dict[str, npt.NDArray[np.float64]],
+    stored: int = 64,
+    predicted: dict[str, npt.NDArray[np.float32]] | None = None,
+) -> Aligned:
+    """Build the arrays from signatures of one model.
+
+    reference: for each probe set, float64 logits (size, vocab) after the last position; predicted: float32
+    (H, size, K) for their `likeliest` tokens. Raises DataError if two signatures
+    of one probe set answer different probes, or probes that the reference does not hold.
+    """
+    sets = sorted(reference)
+    sizes = {s: len(reference[s]) for s in sets}
+    start = {s: sum(sizes[x] for x in sets[:i]) for i, s in enumerate(sets)}
+    probes = [(s, i) for s in sets for i in range(sizes[s])]
+    slots = np.concatenate([likeliest(reference[s]) for s in sets])
+    lse = np.concatenate([normaliser(reference[s]) for s in sets])
+    logits = np.concatenate([np.take_along_axis(reference[s], likeliest(reference[s]), axis=1) for s in sets])
+    platforms = {s.header.platform.id: s.header.platform for s in signatures}
+    names = sorted(platforms)
+    nuisances = sorted({s.header.nuisance.name for s in signatures})
+    shape = (len(names), len(nuisances), len(probes))
+    logprobs = np.full((*shape, SLOTS), np.nan, np.float32)
+    rank = np.full((*shape, SLOTS), ABSENT, np.uint8)
+    raw = np.full((*shape, stored), np.nan, np.float32)
+    hashes: dict[str, str] = {}
+    for signature in signatures:
+        h = signature.header
+        if h.probe_set not in start:
+            continue
+        if hashes.setdefault(h.probe_set, h.probe_hash) != h.probe_hash:
+            raise DataError(f"signatures of {h.probe_set!r} must answer one list of probes: {h.platform.id} does not")
+        last = signature.last_position()
+        if last.probe_id.max() >= sizes[h.probe_set]:
+            raise DataError(
+                f"signatures of {h.probe_set!r} must answer the {sizes[h.probe_set]} probes of the reference, "
+                f"but {h.platform.id} answers probe {last.probe_id.max()}"
+            )
+        c, s = names.index(h.platform.id), nuisances.index(h.nuisance.name)
+        at = start[h.probe_set] + last.probe_id
+        k = min(stored, h.top_k)
+        logprobs[c, s, at], rank[c, s, at] = place(slots[at], last.topk_ids[:, :k], last.topk_logprobs[:, :k])
+        raw[c, s, at, :k] = last.topk_logprobs[:, :k]
+    weights = {s.header.weights_hash for s in signatures}
+    if len(weights) > 1:
+        raise DataError(f"signatures of {model!r} must answer with one model's weights, but got {len(weights)}")
+    return Aligned(
+        model,
+        [platforms[n] for n in names],
+        nuisances,
+        probes,
+        slots,
+        logits - lse[:, None],
+        logprobs,
+        rank,
+        raw,
+        lse,
+        None if predicted is None else np.concatenate([predicted[s] for s in sets], axis=1),  # type: ignore[arg-type]
+        weights_hash="".join(weights),
+        probe_hashes=hashes,
+    )

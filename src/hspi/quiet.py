@@ -1,0 +1,34 @@
+"""Settings of other people's tools that keep a run quiet, offline and on its own cores.
+
+Defaults alone: whatever the user's environment says stands. Call `be_quiet` before torch, MLflow, DVC or Prefect is
+imported. The Makefile exports the same names.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",  # MLflow takes "true" and ignores "1"
+    "DVC_NO_ANALYTICS": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # with it, a first start prints "database is locked" tracebacks
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",  # the default, 20 s, is short on two busy cores
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "OMP_WAIT_POLICY": "passive",  # threads that spin make XGBoost many times slower when the cores are shared
+}
+
+NOISY = ("torchao", "torch.utils._pytree")  # on import they speak of GPU parts that a CPU build lacks
+
+
+def be_quiet(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set what the environment leaves open. Prefect's files go to .prefect in the working directory."""
+    for name, value in {**SETTINGS, "PREFECT_HOME": str(Path.cwd() / ".prefect")}.items():
+        environment.setdefault(name, value)
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,0 +1,57 @@
+"""Pictures and the self-contained page of one evaluation, and the results that README.md shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hspi.report.headlines import Metrics, markdown
+from hspi.report.read import read_metrics
+
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+
+
+def build(tables: Path, metrics: Path, features: Path | None, out: Path) -> list[Path]:
+    """Write OUT/figures/*.png and OUT/report.html from the evaluation's tables and metrics. Returns the files.
+
+    tables: folder of CSVs, metrics: flat JSON, both as `hspi evaluate` writes them; features: what `hspi featurize`
+    wrote, for the pictures of residuals and the records of platforms, or None to go without. A picture whose table is
+    not there is left out. Raises DataError if a file is not what it must be; then nothing is written.
+    """
+    from hspi.report.figures import draw
+    from hspi.report.page import render
+    from hspi.report.read import read
+
+    evaluation = read(Path(tables), Path(metrics), features)
+    pictures = draw(evaluation)
+    html = render(evaluation, pictures)
+    out = Path(out)
+    paths = [_put(out / "figures" / f"{p.name}.png", p.png) for p in pictures]
+    return [*paths, _put(out / "report.html", html.encode())]
+
+
+def readme_block(metrics: Metrics) -> str:
+    """The results for README.md, its two marks included: Markdown, a row for each headline that the run measured."""
+    return f"{BEGIN}\n{markdown(metrics)}\n{END}"
+
+
+def update_readme(readme: str | Path, metrics: str | Path) -> None:
+    """Put the results of a metrics.json between the marks of a README. Raises DataError if the marks are not there."""
+    from hspi.errors import DataError
+
+    readme = Path(readme)
+    text = readme.read_text("utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise DataError(f"{readme} must hold {BEGIN} and {END}, but it does not")
+    _put(readme, (before + readme_block(read_metrics(Path(metrics))) + after).encode())
+
+
+def _put(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    return temporary.replace(path)
+
+
+__all__ = ["build", "readme_block", "update_readme"]

@@ -1,0 +1,130 @@
+"""The figures that the project is judged by: what was asked, what was held out, what to reach, what stands beside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Metrics = Mapping[str, float]
+
+PAPER_PROBES, PAPER_MODEL = "hspi_ld.probes.macro_accuracy", "hspi_ld.unseen_model.macro_accuracy"
+PAPER_FAMILY = "hspi_ld.unseen_model.family_accuracy"
+NUISANCE = "probes, nuisance"
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """One row. `target` is the least (or with `at_most`, the largest) value to reach; nearest and paper are the names
+    of the naive candidate's and HSPI-LD's figures on the same split, where they can answer at all."""
+
+    question: str
+    held_out: str
+    key: str
+    target: float | None = None
+    at_most: bool = False
+    nearest: str = ""
+    paper: str = ""
+    chance: float | None = None  # where it follows from the definition and is not measured
+    brief: bool = False  # also in README.md
+
+    def met(self, metrics: Metrics) -> bool | None:
+        if self.target is None or self.key not in metrics:
+            return None
+        value = metrics[self.key]
+        return value <= self.target if self.at_most else value >= self.target
+
+
+def _replay(question: str, held_out: str, name: str, target: float, paper: str = "", brief: bool = False) -> Headline:
+    return Headline(question, held_out, f"replay.{name}", target, nearest=f"nearest.{name}", paper=paper, brief=brief)
+
+
+def _format(evidence: str, level: str, target: float | None = None, brief: bool = False) -> Headline:
+    key = f"{level}.unseen_model.family_accuracy"
+    return Headline(f"Which number format? {evidence}", "model", key, target, paper=PAPER_FAMILY, brief=brief)
+
+
+HEADLINES = (
+    _replay("Which class? 32 probes × top-20", NUISANCE, "probes.macro_accuracy", 0.999, PAPER_PROBES, True),
+    _replay("Which class? 8 probes × top-5", NUISANCE, "probes.macro_accuracy.8x5", 0.97, PAPER_PROBES, True),
+    _replay("Which class? 1 probe × top-20", NUISANCE, "probes.macro_accuracy.1x20", 0.90, PAPER_PROBES, True),
+    Headline(
+        "The pair that is hardest to tell apart",
+        NUISANCE,
+        "replay.probes.min_pair_accuracy",
+        0.99,
+        chance=0.5,
+        brief=True,
+    ),
+    _replay("Which class, on a new model?", "model", "unseen_model.macro_accuracy", 0.995, PAPER_MODEL, True),
+    _replay(
+        "Which class, when it is a new platform?",
+        "platform, nuisance",
+        "unseen_platform.macro_accuracy",
+        0.98,
+        "",
+        True,
+    ),
+    Headline(
+        "Is it none of the candidates? (AUROC)",
+        "platform, nuisance",
+        "replay.open_set.auroc",
+        0.99,
+        chance=0.5,
+        brief=True,
+    ),
+    Headline("True claim rejected at α = 0.01", NUISANCE, "claim.false_alarm.0.01", 0.01, True, brief=True),
+    Headline("True claim rejected at α = 0.05", NUISANCE, "claim.false_alarm.0.05", 0.05, True, brief=True),
+    _format("residuals", "residual", 0.99, True),
+    _format("log-probabilities alone", "distribution"),
+    Headline("Control: labels permuted through the whole run", NUISANCE, "null.macro_accuracy"),
+)
+
+
+def rate(value: float | None, places: int = 4) -> str:
+    """A share for people: "1", "0.9987", or "–" where it was not measured. Never rounds up to 1."""
+    if value is None:
+        return "–"
+    text = f"{value:.{places}f}"
+    if value < 1 and float(text) >= 1:
+        text = f"{1 - 10**-places:.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def interval(metrics: Metrics, key: str) -> str:
+    """ "0.9981 – 1", or nothing where there is none."""
+    low, high = metrics.get(f"{key}.ci_low"), metrics.get(f"{key}.ci_high")
+    return f"{rate(low)} – {rate(high)}" if low is not None and high is not None else ""
+
+
+def goal(headline: Headline) -> str:
+    if headline.target is None:
+        return ""
+    return f"{'≤' if headline.at_most else '≥'} {rate(headline.target)}"
+
+
+def chance(headline: Headline, metrics: Metrics) -> float | None:
+    return metrics.get(f"{headline.key}.chance", headline.chance)
+
+
+def markdown(metrics: Metrics) -> str:
+    """A Markdown table of the brief headlines that were measured, and a line about what they were measured on."""
+    rows = ["| question | held out | hspi (95 % interval) | to reach | nearest | HSPI-LD | chance |"]
+    rows.append("|---|---|---|---|---|---|---|")
+    for h in HEADLINES:
+        if not h.brief or h.key not in metrics:
+            continue
+        bounds = interval(metrics, h.key)
+        value = f"**{rate(metrics[h.key])}**" + (f" ({bounds})" if bounds else "")
+        cells = [h.question, h.held_out, value, goal(h), rate(metrics.get(h.nearest)), rate(metrics.get(h.paper))]
+        rows.append("| " + " | ".join([*cells, rate(chance(h, metrics))]) + " |")
+    return "\n".join([*rows, "", measured_on(metrics)])
+
+
+def measured_on(metrics: Metrics) -> str:
+    """One sentence: how many platforms, models and classes."""
+    parts = [f"{int(metrics[k])} {k}" for k in ("platforms", "models") if k in metrics]
+    own = {k.removeprefix("classes."): int(v) for k, v in metrics.items() if k.startswith("classes.")}
+    by_model = f" ({', '.join(f'{m}: {n}' for m, n in sorted(own.items()))})" if own else ""
+    if "classes" in metrics:
+        parts.append(f"at least {int(metrics['classes'])} equivalence classes on each model{by_model}")
+    return f"Measured on {', '.join(parts)}." if parts else ""

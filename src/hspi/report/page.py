@@ -1,0 +1,262 @@
+"""The report as one file: pictures embedded, no script, nothing loaded from elsewhere, every text escaped."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+
+import numpy as np
+
+from hspi.report.figures import Picture
+from hspi.report.headlines import HEADLINES, Headline, chance, goal, interval, measured_on, rate
+from hspi.report.read import MARKS, Evaluation, number, pair_matrix
+
+STYLE = """
+:root{color-scheme:light;--ink:#20262b;--soft:#5c6770;--line:#dde2e6;--blue:#1d4e89;--orange:#b35806;--violet:#7b3294}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:62rem;padding:1.5rem 1.1rem 4rem;font:16px/1.5 system-ui,"Liberation Sans",sans-serif;
+color:var(--ink);background:#fff}
+h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0}h2{font-size:1.15rem;margin:2.6rem 0 .4rem}
+p{max-width:46rem;margin:.5rem 0}.lead{font-size:1.08rem}.soft,figcaption,.note{color:var(--soft);font-size:.88rem}
+nav a{margin-right:1rem;display:inline-block}table.stack td:nth-child(2){white-space:nowrap}
+a{color:var(--blue)}
+.wide{overflow-x:auto;margin:.8rem 0}table{border-collapse:collapse;font-size:.88rem;width:100%}
+th,td{text-align:left;padding:.36rem .7rem .36rem 0;border-bottom:1px solid var(--line);vertical-align:top}
+th{color:var(--soft);font-weight:600;border-bottom-color:#aab3ba}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+td b{font-size:1.02rem}.met{color:var(--blue)}.missed{color:var(--orange);font-weight:600}
+code,.id{font:.84em/1.4 ui-monospace,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
+.capped{color:var(--orange)}.emulated{color:var(--violet)}
+figure{margin:1rem 0;break-inside:avoid}figure img{max-width:100%;height:auto;display:block}
+figure.narrow img{max-width:min(100%,34rem)}figcaption{max-width:46rem;margin-top:.4rem}
+ul{padding-left:1.2rem;max-width:46rem}li{margin:.25rem 0}
+@media(max-width:40rem){table.stack thead{display:none}table.stack tr{display:block;padding:.6rem 0;
+border-bottom:1px solid var(--line)}table.stack td{display:flex;justify-content:space-between;gap:1rem;
+border:0;padding:.1rem 0;text-align:right}table.stack td:first-child{display:block;text-align:left;font-weight:600}
+table.stack td::before{content:attr(data-h);color:var(--soft);text-align:left}
+table.stack td:first-child::before{content:none}table.stack td.empty{display:none}}
+@media print{body{font-size:10.5pt;max-width:none;padding:0}nav{display:none}h2{break-after:avoid}tr{break-inside:avoid}
+.wide{overflow:visible}}
+"""
+
+CAPTIONS = {
+    "pair_accuracy": "Each cell: how often an observation of one platform is told from the other, the rest not being "
+    "offered, on the model where this is hardest. Blue is 0.99 and above; a number is the percentage, rounded down, of "
+    "a cell below. Grey: one equivalence class on every model, so there is nothing to tell; a grey corner: one class "
+    "on some model. The frame marks the lowest pair. Held out: the probes and the nuisance setting of the observation.",
+    "accuracy_by_tokens": "Macro accuracy over all classes, with 95 % intervals over probes for the larger top-k. Held "
+    "out: probes and nuisance setting. “Nearest” picks the candidate with the least squared distance and knows one "
+    "setting of each. The paper’s HSPI-LD reads 32 tokens with 256 values each, more than an API gives.",
+    "open_set": "Scores with the true platform among the candidates, and the same observations with it taken away. "
+    "Neither was trained on: held out are the platform and the nuisance setting.",
+    "reliability": "On the dashed line, a stated probability is the share of right answers. Beside each point: how "
+    "many samples. Calibrated on probes that neither trained the detector nor are tested here.",
+    "by_factor": "Even a wrong answer may have the right number format or engine. Held out: probes and nuisance.",
+    "residuals_one_probe": "Log-probability less the float64 reference of the same weights and tokens, median removed. "
+    "A platform has a pattern and a scale of its own; where it keeps them when the batch changes, circles fall on the "
+    "tips of the bars. Mind the scale of each row. No detector was involved.",
+    "residual_sizes": "What the detector of number formats reads. Many formats lie octaves apart; where two overlap, "
+    "as platforms of one format do, their patterns still differ.",
+}
+
+
+def render(evaluation: Evaluation, pictures: Sequence[Picture]) -> str:
+    """The whole page as text."""
+    shown = {p.name: p for p in pictures}
+    sections = [
+        ("figures", "Headline figures", _headlines(evaluation)),
+        ("pairs", "Every pair of platforms", _figures(shown, "pair_accuracy") + _pairs(evaluation)),
+        ("tokens", "How many tokens it takes", _tokens(evaluation) + _figures(shown, "accuracy_by_tokens")),
+        ("classes", "What cannot be told apart", _classes(evaluation)),
+        ("claims", "Claims, and platforms nobody knows", _claims(evaluation) + _figures(shown, "open_set")),
+        ("trust", "Whether a stated probability can be believed", _figures(shown, "reliability", narrow=True)),
+        ("residuals", "What it rests on", _figures(shown, "residuals_one_probe", "residual_sizes")),
+        ("factors", "What a wrong answer still gets right", _figures(shown, "by_factor")),
+        ("method", "How it was measured", METHOD),
+    ]
+    sections = [s for s in sections if s[2]]
+    menu = "".join(f'<a href="#{id}">{escape(title)}</a> ' for id, title, _ in sections)
+    body = "".join(f'<section id="{id}"><h2>{escape(title)}</h2>{text}</section>' for id, title, text in sections)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1"><title>hspi: evaluation</title>'
+        f"<style>{STYLE}</style></head><body><h1>Which platform answered?</h1>"
+        f"{_lead(evaluation)}<nav>{menu}</nav>{body}</body></html>\n"
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: str = "", stack: bool = False) -> str:
+    """Cells are HTML already. numeric: an "n" for each column of figures. stack: one block a row on narrow screens."""
+    kinds = ["n" if k == "n" else "t" for k in numeric.ljust(len(head))]
+    top = "".join(f'<th class="{k}">{escape(h)}</th>' for h, k in zip(head, kinds, strict=True))
+    lines = [
+        "".join(
+            f'<td class="{k}{"" if c else " empty"}" data-h="{escape(h)}">{c}</td>'
+            for h, k, c in zip(head, kinds, row, strict=True)
+        )
+        for row in rows
+    ]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    shape = ' class="stack"' if stack else ""
+    return f'<div class="wide"><table{shape}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+# ---------------------------------------------------------------- sections
+
+
+def _lead(evaluation: Evaluation) -> str:
+    ids = evaluation.ids()
+    kinds = [known.provenance if (known := evaluation.platforms.get(p)) else "unknown" for p in ids]
+    counts = ", ".join(f"{kinds.count(k)} {k} {MARKS.get(k, '?')}" for k in (*MARKS, "unknown") if k in kinds)
+    kept = f"<p>{escape(measured_on(evaluation.metrics))} Platforms by what did the arithmetic: {escape(counts)}.</p>"
+    legend = (
+        f'<p class="note">{MARKS["real"]} <b>real</b>: it ran on that hardware as it is. '
+        f'<span class="capped">{MARKS["capped"]} <b>capped</b></span>: a real CPU, held to a lower instruction set by '
+        "its library’s own switch; it stands in for that older CPU and is not one. "
+        f'<span class="emulated">{MARKS["emulated"]} <b>emulated</b></span>: the format’s rounding was done in '
+        "software; no device that has it was measured.</p>"
+    )
+    return (
+        '<p class="lead">hspi infers the hardware and software that serve a language model from the log-probabilities '
+        f"they answer with. This is how well it does that here, on what it had not seen.</p>{kept}{legend}"
+    )
+
+
+def _headlines(evaluation: Evaluation) -> str:
+    metrics = evaluation.metrics
+    rows = [_headline_row(h, evaluation) for h in HEADLINES if h.key in metrics]
+    if not rows:
+        return ""
+    head = ("question", "held out", "hspi", "95 % interval", "to reach", "nearest", "HSPI-LD", "chance")
+    note = (
+        '<p class="note">Held out: never seen in training, and its samples disjoint from those that trained and '
+        "calibrated. Nearest: the candidate with the least distance, untrained. HSPI-LD: the method of the paper "
+        "(arXiv 2411.05197), trained and scored on the same split by its own protocol: samples of 4 prompts × 8 tokens "
+        "× 256 values whatever the row’s size. “–”: not measured, or no answer: HSPI-LD has none for a platform that "
+        "it was not trained on. Intervals: bootstrap over probes, never narrower than Wilson’s.</p>"
+    )
+    return table(head, rows, "  nnnnnn", stack=True) + note
+
+
+def _headline_row(h: Headline, evaluation: Evaluation) -> list[str]:
+    metrics = evaluation.metrics
+    met = h.met(metrics)
+    verdict = "" if met is None else f' class="{"met" if met else "missed"}"'
+    word = "" if met is None else (" ✓" if met else " ✗ missed")
+    return [
+        escape(h.question),
+        escape(h.held_out),
+        f"<b{verdict}>{rate(metrics[h.key])}</b>",
+        interval(metrics, h.key),
+        f"<span{verdict}>{goal(h)}{word}</span>" if h.target is not None else "",
+        rate(metrics.get(h.nearest)),
+        rate(metrics.get(h.paper)),
+        rate(chance(h, metrics)),
+    ]
+
+
+def _pairs(evaluation: Evaluation) -> str:
+    pairs = pair_matrix(evaluation)
+    values = pairs.accuracy[np.triu_indices(len(pairs.platforms), 1)]
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return ""
+    low, perfect = int((values < 0.99).sum()), int((values == 1).sum())
+    text = f"<p>{len(values)} pairs of platforms in different classes: {perfect} without an error, {low} below 0.99. "
+    text += "Each counts on the model where it is hardest.</p>"
+    upper = np.argwhere(np.triu(pairs.accuracy < 0.999))
+    worst = sorted(upper.tolist(), key=lambda ij: pairs.accuracy[ij[0], ij[1]])[:8]
+    if not worst:
+        return text
+    rows = [[_id(evaluation, pairs.platforms[i]), _id(evaluation, pairs.platforms[j]), rate(pairs.accuracy[i, j])]
+            for i, j in worst]  # fmt: skip
+    return text + "<p>The lowest:</p>" + table(("platform", "platform", "accuracy"), rows, "  n")
+
+
+def _tokens(evaluation: Evaluation) -> str:
+    needed = evaluation.metrics.get("replay.tokens_to_99")
+    if "accuracy_by_tokens" not in evaluation.tables:
+        return ""
+    if needed is None:
+        return "<p>No number of tokens that was tried reaches a macro accuracy of 0.99.</p>"
+    word = "token" if needed == 1 else "tokens"
+    return f"<p><b>{int(needed)}</b> {word} with their top-20 log-probabilities reach a macro accuracy of 0.99.</p>"
+
+
+def _classes(evaluation: Evaluation) -> str:
+    rows = evaluation.tables.get("classes", [])
+    if not rows:
+        return ""
+    merged: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        merged.setdefault(tuple(row["platforms"].split()), []).append(row["model"])
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    order = {p: i for i, p in enumerate(evaluation.ids())}
+    lines = [
+        [", ".join(_id(evaluation, m) for m in members), "all" if len(on) == len(models) else escape(", ".join(on))]
+        for members, on in sorted(merged.items(), key=lambda item: (len(item[0]) == 1, order[item[0][0]]))
+        if len(members) > 1
+    ]
+    counts = ", ".join(f"{m}: {sum(r['model'] == m for r in rows)}" for m in models)
+    alone = [m for m, on in merged.items() if len(m) == 1 and len(on) == len(models)]
+    text = (
+        f"<p>Equivalence classes by model: {escape(counts)}. Two platforms are one class if every setting answers with "
+        "the same bits, or if telling them apart across settings is not better than chance on the training probes. "
+        "Nobody declares it, and it differs by model. A verdict names a class with all its members.</p>"
+    )
+    if lines:
+        text += table(("class of several platforms", "on the models"), lines)
+    singles = ", ".join(_id(evaluation, p) for (p,) in sorted(alone, key=lambda m: order[m[0]]))
+    return text + (f"<p>A class of its own on every model ({len(alone)}): {singles}.</p>" if alone else "")
+
+
+def _claims(evaluation: Evaluation) -> str:
+    rows = evaluation.tables.get("false_alarm", [])
+    lines = []
+    for row in rows:
+        alpha = number(row, "alpha")
+        bounds = f"{rate(number(row, 'ci_low'))} – {rate(number(row, 'ci_high'))}"
+        power = rate(evaluation.metrics.get(f"claim.power.{row['alpha']}"))
+        lines.append([f"{alpha:g}", rate(number(row, "rate")), bounds, power, f"{int(number(row, 'n')):,}"])
+    text = ""
+    if lines:
+        head = ("α", "true claims rejected", "95 % interval", "false claims rejected", "samples")
+        text = table(head, lines, "nnnnn", stack=False)
+        text += (
+            '<p class="note">Observed under a nuisance setting that neither the detector nor its calibration saw.</p>'
+        )
+    auroc = evaluation.metrics.get("replay.open_set.auroc")
+    if auroc is not None:
+        text += f"<p>Known from unknown platforms: AUROC <b>{rate(auroc)}</b> (chance 0.5).</p>"
+    return text
+
+
+def _figures(shown: dict[str, Picture], *names: str, narrow: bool = False) -> str:
+    shape = ' class="narrow"' if narrow else ""
+    return "".join(
+        f'<figure{shape}><img alt="{escape(shown[n].alt)}" src="data:image/png;base64,'
+        f'{base64.b64encode(shown[n].png).decode()}"><figcaption>{escape(CAPTIONS[n])}</figcaption></figure>'
+        for n in names
+        if n in shown
+    )
+
+
+def _id(evaluation: Evaluation, platform: str) -> str:
+    known = evaluation.platforms.get(platform)
+    kind = known.provenance if known else "unknown"
+    name = f'<span class="id {kind}" title="{kind}">{escape(platform)} {evaluation.mark(platform)}</span>'
+    return name + (f' <span class="soft">{kind}</span>' if kind in ("capped", "emulated") else "")
+
+
+METHOD = """<ul>
+<li><b>Held-out probes and nuisance.</b> A quarter of the prompts trains, a quarter calibrates, half is scored. Each
+nuisance setting (batch size and company) is left out once: the detector never saw it, and the observation’s own setting
+is not in the candidates’ library.</li>
+<li><b>Held-out model.</b> The detector was trained on the other models alone; the candidates’ signatures on the new one
+are given to it. So are they for a held-out platform, with its equivalence class kept whole on one side.</li>
+<li><b>Unknown.</b> The same observations with the true class taken out of the candidates.</li>
+<li><b>Control.</b> With the labels of the training samples permuted, accuracy must fall to chance.</li>
+<li><b>Not shown here.</b> All signatures come from one machine; another host of the same kind may differ. Capped and
+emulated platforms show what their arithmetic does and nothing about the devices’ own choice of kernels.</li>
+</ul>"""

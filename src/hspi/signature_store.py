@@ -1,0 +1,78 @@
+"""Signatures that were made elsewhere join the store: checked, copied whole, versioned by DVC."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from hspi.errors import ConfigError, DataError
+from hspi.signatures import Signature, read_signature, signature_path
+
+STORE = Path("data/signatures")
+
+
+def add(folder: str | Path, *, root: str | Path = ".", track: bool = True) -> dict[str, list[Path]]:
+    """Add every signature below `folder` to `data/signatures` of the checkout at `root`; `dvc add` each platform.
+
+    All files are read whole before the first is copied, and a platform's folder appears only when it is complete.
+    Signatures of a platform that was added before are merged into it; a file with the same model, probes and nuisance
+    replaces the old one. Returns platform id → files in the store. `track=False` leaves DVC out.
+
+    Raises DataError if there is no signature, or a file is not one; ConfigError if a platform is one that this
+    pipeline collects itself (DVC lets one owner alone write a folder).
+    """
+    found = _read_all(Path(folder))
+    root = Path(root)
+    _refuse_own(found, root)
+    added = {platform: _place(files, root / STORE, platform) for platform, files in sorted(found.items())}
+    if track:
+        _dvc_add([STORE / platform for platform in added], root)
+    return added
+
+
+def _read_all(folder: Path) -> dict[str, list[tuple[Path, Signature]]]:
+    paths = sorted(folder.rglob("*.parquet"))
+    if not paths:
+        raise DataError(f"{folder} must hold signatures (*.parquet), but it holds none")
+    found: dict[str, list[tuple[Path, Signature]]] = defaultdict(list)
+    for path in paths:
+        signature = read_signature(path)
+        found[signature.header.platform.id].append((path, signature))
+    return found
+
+
+def _refuse_own(platforms: object, root: Path) -> None:
+    from hspi import params
+
+    own = set(params.load(root / "params.yaml").platforms) & set(platforms)  # type: ignore[call-overload]
+    if own:
+        raise ConfigError(
+            f"platforms that are added must not be collected here too, but params.yaml lists {', '.join(sorted(own))}"
+        )
+
+
+def _place(files: list[tuple[Path, Signature]], store: Path, platform: str) -> list[Path]:
+    store.mkdir(parents=True, exist_ok=True)
+    final, fresh = store / platform, store / f".{platform}.tmp"
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(final, fresh) if final.exists() else fresh.mkdir()
+    for path, signature in files:
+        h = signature.header
+        name = signature_path("", platform, h.model, h.probe_set, h.nuisance.name).relative_to(platform)
+        (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+        (fresh / name).unlink(missing_ok=True)  # DVC's copies may be read-only
+        shutil.copyfile(path, fresh / name)
+    shutil.rmtree(final, ignore_errors=True)
+    fresh.replace(final)
+    return sorted(final.rglob("*.parquet"))
+
+
+def _dvc_add(folders: list[Path], root: Path) -> None:
+    command = [sys.executable, "-m", "dvc", "add", "--quiet", *map(str, folders)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise DataError(f"`dvc add` must take {', '.join(map(str, folders))}, but: {last}")

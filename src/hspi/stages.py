@@ -1,0 +1,172 @@
+"""The stages of the pipeline, one function each: read files, call the science, write files. dvc.yaml names them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hspi import featurize as features_of
+from hspi import zoo
+from hspi.errors import DataError
+from hspi.params import Params
+
+Step = Callable[[str], object]
+
+SIGNATURES = Path("data/signatures")
+REFERENCE = Path("data/reference")
+FEATURES = Path("data/features")
+BUNDLE = Path("models/detector")
+RUN = Path("models/run.json")
+JOURNAL = Path("models/optuna.journal")
+BEST = Path("reports/tuning/best.json")
+TRIALS = Path("reports/tuning/trials.csv")
+METRICS = Path("reports/metrics.json")
+TABLES = Path("reports/tables")
+PLOTS = Path("reports/plots")
+FIGURES = Path("reports/figures")
+HTML = Path("reports/report.html")
+REGISTRY = Path("reports/registry.json")
+TOP_KS = (20, 5)
+
+
+def _specs(p: Params) -> list[Any]:
+    return [p.probes.spec(name) for name in p.probes.sets]
+
+
+def reference(p: Params, step: Step) -> None:
+    REFERENCE.mkdir(parents=True, exist_ok=True)
+    for model in p.models:
+        step(model)
+        features_of.references(model, _specs(p), REFERENCE)
+
+
+def featurize(p: Params, step: Step) -> list[Path]:
+    wanted = features_of.in_use(SIGNATURES, p.platforms)
+    return features_of.featurize(
+        p.models, _specs(p), SIGNATURES, REFERENCE, FEATURES, p.evaluation.seed, p.evaluation.top_k, step, wanted
+    )
+
+
+def tune(p: Params, step: Step) -> dict[str, Any]:
+    from hspi import tracking, tuning
+    from hspi.detectors.training import Bench
+    from hspi.evaluation.single import SingleBench
+
+    loaded = features_of.load(FEATURES)
+    seed = p.evaluation.seed
+    benches = [Bench.of(d, c, seed, TOP_KS) for d, c in loaded]
+    singles = [SingleBench(d, c, seed) for d, c in loaded]
+    settings = list(range(len(loaded[0][0].nuisances)))
+    tables = [s.training("residual", s.families, settings, i)[:2] for i, s in enumerate(singles)]
+
+    def on_trial(name: str, trial: Any) -> None:
+        step(f"{name} trial {trial.number}")
+
+    best = tuning.tune(benches, tables, p.tuning.trials, JOURNAL, p.tuning.seed, fingerprint(), on_trial)
+    seen = tuning.finished_trials(JOURNAL, p.tuning.seed, fingerprint())
+    for name, trials in seen.items():
+        tracking.log_trials(trials, f"{name}-{p.tuning.seed}-{fingerprint()}")
+    tuning.write(best, BEST)
+    _write_trials(seen)
+    return best
+
+
+def fingerprint() -> str:
+    """A short hash of the features, so that a study never mixes trials on different data."""
+    import hashlib
+
+    digest = hashlib.sha256((FEATURES / features_of.CLASSES).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _write_trials(seen: dict[str, list[Any]]) -> None:
+    with TRIALS.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f)
+        writer.writerow(["study", "number", "state", "value", "params"])
+        for name, trials in seen.items():
+            for t in trials:
+                writer.writerow([name, t.number, t.state.name, t.value, json.dumps(t.params, sort_keys=True)])
+
+
+def best_parameters() -> dict[str, dict[str, Any]]:
+    """Tree parameters that tuning found: {"verifier": …, "classifier": …}. Raises DataError if it has not run."""
+    from hspi.tuning import tree_parameters
+
+    try:
+        best = json.loads(BEST.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{BEST} must hold tuned parameters, but: {error}; run `hspi tune`") from error
+    return {name: tree_parameters(study) for name, study in best.items()}
+
+
+def train(p: Params, step: Step) -> dict[str, Any]:
+    """The detector that ships: fitted on every setting and platform, judged by `evaluate` on what it never saw."""
+    from hspi import tracking
+    from hspi.bundle import Bundle
+    from hspi.detectors.classifiers import Boosted
+    from hspi.detectors.training import Bench, calibrate, fit_verifier
+    from hspi.evaluation.single import SingleBench
+
+    loaded, best = features_of.load(FEATURES), best_parameters()
+    seed = p.evaluation.seed
+    step("comparing signatures")
+    benches = [Bench.of(d, c, seed, TOP_KS) for d, c in loaded]
+    step("pair verifier")
+    verifier = fit_verifier(benches, parameters=best["verifier"])
+    calibration = calibrate(verifier, benches)
+    step("number formats")
+    singles = [SingleBench(d, c, seed) for d, c in loaded]
+    settings = list(range(len(loaded[0][0].nuisances)))
+    rows = [s.training("residual", s.families, settings, i) for i, s in enumerate(singles)]
+    family = Boosted(**best["classifier"]).fit(
+        np.concatenate([r[0] for r in rows]), np.concatenate([r[1] for r in rows])
+    )
+    bundle = Bundle(verifier, family, calibration, {d.model: d for d, _ in loaded}, {c.model: c for _, c in loaded})
+    bundle.save(BUNDLE)
+    step("MLflow")
+    return tracking.log_training(
+        BUNDLE, {"tuned": best, "params": asdict(p)}, {}, input_example=bundle.example(loaded[0][0].model), run_file=RUN
+    )
+
+
+def evaluate(p: Params, step: Step) -> dict[str, float]:
+    from hspi.evaluation import protocol
+
+    loaded = features_of.load(FEATURES)
+
+    def signatures(model: str) -> Any:
+        return features_of.signatures_of(SIGNATURES, model, zoo.resolve(model).weights_hash)
+
+    metrics, tables = protocol.evaluate(loaded, signatures, best_parameters(), p.evaluation.seed, step)
+    protocol.write(metrics, tables, METRICS, TABLES)
+    PLOTS.mkdir(parents=True, exist_ok=True)
+    for name in ("accuracy_by_tokens", "reliability", "pair_accuracy", "confusion"):
+        (PLOTS / f"{name}.csv").write_bytes((TABLES / f"{name}.csv").read_bytes())
+    return metrics
+
+
+def report() -> list[Path]:
+    from hspi import report as reporting
+
+    return reporting.build(TABLES, METRICS, FEATURES, Path("reports"))
+
+
+def register() -> dict[str, Any]:
+    from hspi import tracking
+
+    return tracking.publish(RUN, BUNDLE, METRICS, TABLES, FIGURES, REGISTRY)
+
+
+def test_probes(probes: list[tuple[str, int]], library: Any, seed: int) -> list[int]:
+    """Of these probes, those that neither trained nor calibrated: indices into `probes`."""
+    from hspi.splits import split_probes
+
+    split = split_probes(library.probes, seed)
+    held_out = {library.probes[i] for i in split.test}
+    return [i for i, probe in enumerate(probes) if probe in held_out]

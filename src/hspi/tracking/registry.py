@@ -1,0 +1,191 @@
+"""The registry: every evaluated detector is a version; the best on one evaluation set is the champion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hspi.errors import DataError
+from hspi.lineage import evaluation_set_hash
+from hspi.tracking.runs import log_evaluation, log_training, write_json
+from hspi.tracking.store import experiment_id, locked, open_store, store_root
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+    from hspi.bundle import Bundle
+
+MODEL, CHAMPION = "hspi-detector", "champion"
+PRIMARY = ("replay.probes.macro_accuracy", "replay.probes.macro_accuracy.1x20")  # the second decides a tie
+_SET = "hspi.evaluation_set"
+
+Rescore = Callable[[Path], Mapping[str, float]]
+"""Bundle folder → metrics on the present evaluation set, to compare with a champion that was evaluated on another."""
+
+
+def publish(
+    run_file: str | Path,
+    bundle_dir: str | Path,
+    metrics_file: str | Path,
+    tables_dir: str | Path,
+    figures_dir: str | Path | None,
+    registry_file: str | Path,
+    *,
+    evaluation_set: str | None = None,
+    rescore: Rescore | None = None,
+    root: str | Path = ".",
+) -> dict[str, Any]:
+    """Log the evaluation into the run of `run_file` and register its model; writes and returns what `register` does.
+
+    `evaluation_set` defaults to `lineage.evaluation_set_hash(root)`. A run that this store does not know, because DVC
+    restored the model from elsewhere, is made again from the bundle. Raises DataError if a file is not as it must be.
+    """
+    run, metrics = _read_json(Path(run_file)), _read_json(Path(metrics_file))
+    run = known_run(run, bundle_dir, root=root)
+    log_evaluation(run["run_id"], metrics, tables_dir, figures_dir, root=root)
+    result = register(run, metrics, evaluation_set or evaluation_set_hash(root), rescore=rescore, root=root)
+    write_json(Path(registry_file), result)
+    return result
+
+
+def known_run(run: Mapping[str, str], bundle_dir: str | Path, *, root: str | Path = ".") -> dict[str, str]:
+    """The run itself where the store knows it, or else one that is made from the bundle, once."""
+    from mlflow.exceptions import MlflowException
+
+    with open_store(root) as client:
+        try:
+            client.get_run(run["run_id"])
+            return dict(run)
+        except MlflowException:
+            found = client.search_runs([experiment_id(client)], f"tags.`hspi.restored_from` = '{run['run_id']}'")
+    if found:
+        info = found[0].info
+        return {"run_id": info.run_id, "experiment_id": info.experiment_id, **_model_of(found[0])}
+    return log_training(bundle_dir, {}, {}, root=root, run_file=None, tags={"hspi.restored_from": run["run_id"]})
+
+
+def _model_of(run: Any) -> dict[str, str]:
+    model_id = run.outputs.model_outputs[-1].model_id
+    return {"model_id": model_id, "model_uri": f"models:/{model_id}"}
+
+
+def register(
+    run: Mapping[str, str],
+    metrics: Mapping[str, float],
+    evaluation_set: str,
+    *,
+    rescore: Rescore | None = None,
+    root: str | Path = ".",
+) -> dict[str, Any]:
+    """A version of `hspi-detector` for the run's model, and `champion` if it beats the champion on the same set.
+
+    Called again for the same run it changes nothing. A champion of another evaluation set is scored on this one by
+    `rescore`; without `rescore` the two cannot be compared and the champion stays. Returns name, version,
+    evaluation_set, metrics, champion (its version), promoted, reason. Raises DataError if a primary metric is missing.
+    """
+    score = _primary(metrics)
+    with open_store(root) as client, locked(store_root(root)):
+        mine = _version_of(client, run, score, evaluation_set)
+        champion = _champion(client)
+        promoted, reason = _judge(client, mine, champion, score, evaluation_set, rescore)
+        if promoted:
+            client.set_registered_model_alias(MODEL, CHAMPION, mine.version)
+        holder = mine if promoted or champion is None else champion
+    return {
+        "name": MODEL,
+        "version": int(mine.version),
+        "run_id": run["run_id"],
+        "evaluation_set": evaluation_set,
+        "metrics": dict(zip(PRIMARY, score, strict=True)),
+        "champion": int(holder.version),
+        "promoted": promoted or holder.version == mine.version,
+        "reason": reason,
+    }
+
+
+def _judge(
+    client: MlflowClient,
+    mine: ModelVersion,
+    champion: ModelVersion | None,
+    score: tuple[float, float],
+    evaluation_set: str,
+    rescore: Rescore | None,
+) -> tuple[bool, str]:
+    if champion is None:
+        return True, "there was no champion"
+    if champion.version == mine.version:
+        return False, "it is the champion already"
+    theirs = tuple(float(champion.tags[name]) for name in PRIMARY)
+    if champion.tags[_SET] != evaluation_set:
+        if rescore is None:
+            return False, f"champion {champion.version} was evaluated on another set and cannot be compared"
+        theirs = _primary(rescore(_bundle_of(client, champion)))
+    if score > theirs:
+        return True, f"{score} beats champion {champion.version}'s {theirs} on the same set"
+    return False, f"{score} does not beat champion {champion.version}'s {theirs} on the same set"
+
+
+def _version_of(
+    client: MlflowClient, run: Mapping[str, str], score: tuple[float, float], evaluation_set: str
+) -> ModelVersion:
+    if not client.search_registered_models(f"name = '{MODEL}'"):
+        client.create_registered_model(MODEL, description="Names the platform that serves a language model.")
+    same = client.search_model_versions(f"name = '{MODEL}' AND run_id = '{run['run_id']}'")
+    version = (
+        same[0]
+        if same
+        else client.create_model_version(MODEL, run["model_uri"], run["run_id"], model_id=run["model_id"])
+    )
+    for name, value in {**dict(zip(PRIMARY, map(repr, score), strict=True)), _SET: evaluation_set}.items():
+        client.set_model_version_tag(MODEL, version.version, name, value)
+    return client.get_model_version(MODEL, version.version)
+
+
+def _champion(client: MlflowClient) -> ModelVersion | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(MODEL, CHAMPION)
+    except MlflowException:
+        return None
+
+
+def champion_path(root: str | Path = ".") -> Path:
+    """The folder of the champion's bundle, inside the store. Raises DataError if there is no champion."""
+    with open_store(root) as client:
+        version = _champion(client)
+        if version is None:
+            raise DataError(f"the registry must hold {MODEL}@{CHAMPION}, but it does not: run  dvc repro")
+        return _bundle_of(client, version)
+
+
+def champion(root: str | Path = ".") -> Bundle:
+    """The champion's bundle, loaded. Raises DataError if there is no champion."""
+    from hspi.bundle import Bundle
+
+    return Bundle.load(champion_path(root))
+
+
+def _bundle_of(client: MlflowClient, version: ModelVersion) -> Path:
+    from mlflow.artifacts import download_artifacts
+    from mlflow.models import Model
+
+    folder = Path(download_artifacts(client.get_model_version_download_uri(MODEL, version.version))).resolve()
+    return folder / Model.load(str(folder)).flavors["python_function"]["artifacts"]["bundle"]["path"]
+
+
+def _primary(metrics: Mapping[str, float]) -> tuple[float, float]:
+    try:
+        return float(metrics[PRIMARY[0]]), float(metrics[PRIMARY[1]])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"metrics must hold {' and '.join(PRIMARY)}, but: {error!r}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} must be a JSON object, but: {error}") from error

@@ -1,0 +1,210 @@
+"""Runs: a training with its model, an evaluation with a metric for each pair of platforms, the trials of a study."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hspi.lineage import dvc_md5s
+from hspi.pairs import pair_metrics
+from hspi.tracking.store import experiment_id, open_store
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+
+_REQUIREMENTS = ("numpy", "pandas", "pyarrow", "safetensors", "scikit-learn", "xgboost-cpu")
+_BATCH = 1000  # metrics that MLflow takes in one call
+_SERVED = Path(__file__).parent.with_name("served_model.py")
+
+
+class Trial(Protocol):
+    """What a trial of a study must show; Optuna's FrozenTrial does."""
+
+    number: int
+    params: dict[str, Any]
+    state: Any
+    intermediate_values: dict[int, float]
+
+    @property
+    def value(self) -> float | None: ...
+
+
+def log_training(
+    bundle_dir: str | Path,
+    params: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    data_md5s: Mapping[str, str] | None = None,
+    input_example: pd.DataFrame | None = None,
+    *,
+    run_file: str | Path | None = "models/run.json",
+    root: str | Path = ".",
+    tags: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """A run with the bundle as its model. Returns, and writes to `run_file`, run_id, experiment_id, model_id
+    and model_uri.
+
+    `params` may be nested; `data_md5s` defaults to `dvc_md5s(root)`. The model is code (`served_model.py`) beside the
+    bundle's own files, with the signature that `input_example` and the bundle's answer to it give.
+    """
+    bundle_dir = Path(bundle_dir).resolve()
+    run_file = Path(run_file).resolve() if run_file else None
+    md5s = dvc_md5s(root) if data_md5s is None else data_md5s
+    with open_store(root) as client:
+        run_id = _new_run(client, "train", {**{f"dvc.md5.{p}": m for p, m in md5s.items()}, **(tags or {})})
+        _log_batches(client, run_id, metrics=metrics, params=_flat(params))
+        run = {
+            "run_id": run_id,
+            "experiment_id": experiment_id(client),
+            **_log_model(run_id, bundle_dir, input_example),
+        }
+        client.set_terminated(run_id)
+    if run_file:
+        write_json(run_file, run)
+    return run
+
+
+def _log_model(run_id: str, bundle_dir: Path, example: pd.DataFrame | None) -> dict[str, str]:
+    import mlflow
+
+    from hspi.bundle import Bundle
+
+    signature = None
+    if example is not None:
+        with warnings.catch_warnings():  # our integers are never missing
+            warnings.filterwarnings("ignore", "Hint: Inferred schema contains integer", UserWarning)
+            signature = mlflow.models.infer_signature(example, Bundle.load(bundle_dir).predict(example))
+    with mlflow.start_run(run_id=run_id):
+        info = mlflow.pyfunc.log_model(
+            name="detector",
+            python_model=str(_SERVED),
+            artifacts={"bundle": str(bundle_dir)},
+            signature=signature,
+            input_example=example,
+            pip_requirements=_requirements(),
+        )
+    return {"model_id": info.model_id, "model_uri": info.model_uri}
+
+
+def log_evaluation(
+    run_id: str,
+    metrics: Mapping[str, float],
+    tables_dir: str | Path,
+    figures_dir: str | Path | None = None,
+    *,
+    root: str | Path = ".",
+) -> bool:
+    """Metrics, those of every pair of platforms, tables and figures into a run. False if they are there already."""
+    tables, figures = Path(tables_dir).resolve(), Path(figures_dir).resolve() if figures_dir else None
+    everything = {**metrics, **pair_metrics(tables / "pair_accuracy.csv")}
+    mark = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+    with open_store(root) as client:
+        if client.get_run(run_id).data.tags.get("hspi.evaluation") == mark:
+            return False
+        _log_batches(client, run_id, metrics=everything)
+        client.log_artifacts(run_id, str(tables), "tables")
+        if figures and figures.is_dir():
+            client.log_artifacts(run_id, str(figures), "figures")
+        client.set_tag(run_id, "hspi.evaluation", mark)
+    return True
+
+
+def log_trials(trials: Iterable[Trial], study: str, *, root: str | Path = ".") -> int:
+    """Trials as runs nested below the study's own run. Those logged before are left alone. Returns how many are new."""
+    with open_store(root) as client:
+        experiment = experiment_id(client)
+        of_study = f"tags.`hspi.study` = '{study}'"
+        parents = client.search_runs([experiment], f"{of_study} AND tags.`hspi.stage` = 'tune'")
+        parent = parents[0].info.run_id if parents else _new_run(client, "tune", {"hspi.study": study})
+        known = client.search_runs([experiment], f"{of_study} AND tags.`hspi.stage` = 'trial'", max_results=50_000)
+        logged = {run.data.tags["hspi.trial"] for run in known}
+        new = [t for t in trials if t.state.is_finished() and str(t.number) not in logged]
+        for trial in new:
+            _log_trial(client, trial, parent, study)
+        client.set_terminated(parent)
+    return len(new)
+
+
+def _log_trial(client: MlflowClient, trial: Trial, parent: str, study: str) -> None:
+    tags = {"mlflow.parentRunId": parent, "hspi.study": study, "hspi.trial": str(trial.number)}
+    run_id = _new_run(client, "trial", {**tags, "hspi.state": trial.state.name})
+    metrics = {} if trial.value is None else {"value": trial.value}
+    _log_batches(client, run_id, metrics=metrics, params=_flat(trial.params))
+    for step, value in trial.intermediate_values.items():
+        client.log_metric(run_id, "intermediate", value, step=step)
+    client.set_terminated(run_id, "FAILED" if trial.state.name == "FAIL" else "FINISHED")
+
+
+def _new_run(client: MlflowClient, stage: str, tags: Mapping[str, str]) -> str:
+    own = {"hspi.stage": stage, "hspi.version": _version("hspi"), "mlflow.user": os.environ.get("USER", "")}
+    return client.create_run(experiment_id(client), tags={**own, **tags}, run_name=stage).info.run_id
+
+
+def _log_batches(
+    client: MlflowClient, run_id: str, *, metrics: Mapping[str, float], params: Mapping[str, Any] | None = None
+) -> None:
+    from mlflow.entities import Metric, Param
+
+    now = int(time.time() * 1000)
+    rows = [Metric(name, float(value), now, 0) for name, value in metrics.items() if value is not None]
+    for start in range(0, len(rows), _BATCH):
+        client.log_batch(run_id, metrics=rows[start : start + _BATCH])
+    settings = [Param(name, str(value)) for name, value in (params or {}).items()]
+    for start in range(0, len(settings), 100):
+        client.log_batch(run_id, params=settings[start : start + 100])
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in nested.items():
+        out.update(_flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value})
+    return out
+
+
+def _requirements() -> list[str]:
+    """What a bundle needs, at the versions that are here. hspi itself is installed from its repository."""
+    return [f"{name}=={found}" for name in _REQUIREMENTS if (found := _version(name))]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", "utf-8")
+    temporary.replace(path)
+
+
+def log_audit(folder: str | Path, *, root: str | Path = ".") -> str:
+    """A sealed audit as a run: its settings, what it used and concluded, and the readable part of its evidence.
+
+    Logged once for each manifest. Returns the run's id.
+    """
+    folder = Path(folder).resolve()
+    mark = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    settings = json.loads((folder / "settings.json").read_text("utf-8"))
+    verdict = json.loads((folder / "verdict.json").read_text("utf-8"))
+    with open_store(root) as client:
+        known = client.search_runs([experiment_id(client)], f"tags.`hspi.audit` = '{mark}'")
+        if known:
+            return str(known[0].info.run_id)
+        tags = {"hspi.audit": mark, "hspi.outcome": verdict["outcome"], "hspi.answer": verdict["answer"]}
+        run_id = _new_run(client, "audit", {**tags, "hspi.endpoint": settings["base_url"]})
+        numbers = ("claim_p_value", "requests", "unusable", "prompt_tokens", "output_tokens", "cost")
+        _log_batches(client, run_id, metrics={n: verdict[n] for n in numbers}, params=settings)
+        for name in ("verdict.json", "plan.json", "facts.json", "manifest.json", "answers.jsonl", "report.html"):
+            client.log_artifact(run_id, str(folder / name))
+        client.set_terminated(run_id)
+    return str(run_id)

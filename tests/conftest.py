@@ -1,0 +1,103 @@
+"""The pipeline on small parameters in a copy of this tree: run once, shared by the slow tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import util
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+
+from hspi import quiet
+
+ROOT = Path(__file__).parent.parent
+quiet.be_quiet()  # before any test imports Prefect or MLflow
+
+
+class Tree:
+    """A checkout of its own. Tools run in it with this environment's packages and the tree's own sources."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        home = str(path / ".prefect")
+        tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environment = {**os.environ, "PATH": tools, "PYTHONPATH": str(path / "src"), "PREFECT_HOME": home}
+
+    def run(self, *command: str) -> str:
+        """Its output, both streams; fails the test with the last of it where the command fails."""
+        done = subprocess.run(
+            command, cwd=self.path, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}: {done.stdout[-4000:]}"
+        return done.stdout
+
+    @contextmanager
+    def serving(self, *command: str, ready: str, seconds: float = 120) -> Iterator[None]:
+        """The command runs meanwhile and has answered at `ready`; it and what it started end with the block."""
+        log = self.path / f"{Path(command[0]).name}-{command[1]}.log"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                command, cwd=self.path, env=self.environment, stdout=file, stderr=file, start_new_session=True
+            )
+        try:
+            deadline = time.monotonic() + seconds
+            while not answers(ready):
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+                time.sleep(0.3)
+            yield
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:  # Prefect's worker sometimes waits for a server that is gone
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait(30)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=5) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def smoke_script() -> Any:
+    spec = util.spec_from_file_location("smoke", ROOT / "scripts" / "smoke.py")
+    assert spec and spec.loader
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
+    """Every stage has run here from the shipped state."""
+    tree = Tree(smoke_script().make_smoke(tmp_path_factory.mktemp("smoke") / "tree"))
+    tree.run("dvc", "pull", "--quiet", "data/zoo.dvc")
+    tree.run("dvc", "repro")
+    yield tree
+
+
+@pytest.fixture(scope="session")
+def world() -> Any:
+    """Synthetic platforms, see tests/synthetic.py."""
+    import synthetic
+
+    return synthetic.world()

@@ -1,0 +1,128 @@
+"""A synthetic world: seeded noise on random logits stands for platforms. Nothing here ran on any platform.
+
+Two models x six platforms x four nuisance settings x 96 probes (two sets of 48). A platform is a fixed pattern of
+noise on the logits of each probe, as large as its number format would make it; a nuisance setting adds a tenth of
+that. `bf16-twin` has the pattern of `bf16-a`, so that the two differ by nuisance alone and are one class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hspi.bundle import Bundle
+from hspi.detectors.classifiers import Boosted
+from hspi.detectors.training import Bench, calibrate, fit_verifier
+from hspi.evaluation.single import SingleBench
+from hspi.evidence.aligned import SLOTS, Aligned, align
+from hspi.evidence.equivalence import Classes
+from hspi.featurize import classify
+from hspi.hypotheses import NAMES
+from hspi.platforms.record import Nuisance, Platform
+from hspi.signatures import Header, Journal, Signature, to_batch, top_k
+
+MODELS = ("one", "two")
+SETS = ("text", "words")
+PROBES, VOCAB, POSITIONS, TOP_K = 48, 96, 2, 64
+SETTINGS = ("b1", "b2", "b3", "b4")
+SEED = 1
+
+# platform: (number format, size of its noise, what draws its pattern)
+PATTERNS = {
+    "bf16-a": ("bf16", 2e-2, 1),
+    "bf16-b": ("bf16", 2e-2, 2),
+    "bf16-twin": ("bf16", 2e-2, 1),
+    "fp32-a": ("fp32", 2e-5, 3),
+    "fp32-b": ("fp32", 2e-5, 4),
+    "int8-a": ("int8", 2e-1, 5),
+}
+
+
+def log_softmax(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def logits_of(model: str, probe_set: str) -> npt.NDArray[np.float64]:
+    """float64 (PROBES, POSITIONS, VOCAB)."""
+    return np.random.default_rng([11, MODELS.index(model), SETS.index(probe_set)]).normal(
+        scale=2.0, size=(PROBES, POSITIONS, VOCAB)
+    )
+
+
+def signature(platform: str, model: str, probe_set: str, setting: str) -> Signature:
+    """What the synthetic platform answers."""
+    dtype, size, pattern = PATTERNS[platform]
+    place = [MODELS.index(model), SETS.index(probe_set)]
+    shape = (PROBES, POSITIONS, VOCAB)
+    noise = np.random.default_rng([*place, pattern]).normal(size=shape)
+    own = [*place, sorted(PATTERNS).index(platform), SETTINGS.index(setting)]
+    nuisance = np.random.default_rng([7, *own]).normal(size=shape)
+    answered = log_softmax(logits_of(model, probe_set) + size * (noise + 0.1 * nuisance)).astype(np.float32)
+    ids, values = top_k(answered, TOP_K)
+    header = Header(
+        Platform(platform, "synthetic", provenance="emulated", dtype=dtype),
+        *(model, f"weights-{model}", probe_set, f"probes-{probe_set}", Nuisance(setting)),
+        positions=POSITIONS,
+        top_k=TOP_K,
+    )
+    rows = PROBES * POSITIONS
+    ids, values = ids.reshape(rows, TOP_K), values.reshape(rows, TOP_K)
+    position = np.tile(np.arange(POSITIONS, dtype=np.int32), PROBES)
+    probe = np.repeat(np.arange(PROBES, dtype=np.int32), POSITIONS)
+    return Signature(header, probe, position, position + 9, ids[:, 0].copy(), ids, values)
+
+
+def signatures(model: str, platforms: Sequence[str] = tuple(PATTERNS)) -> list[Signature]:
+    return [signature(p, model, s, n) for p in platforms for s in SETS for n in SETTINGS]
+
+
+def reference(model: str) -> dict[str, npt.NDArray[np.float64]]:
+    return {s: log_softmax(logits_of(model, s))[:, -1] for s in SETS}
+
+
+def predicted(model: str) -> dict[str, npt.NDArray[np.float32]]:
+    """What hypotheses foretell here: noise that no platform's pattern follows, as large as bf16's."""
+    rng = np.random.default_rng([13, MODELS.index(model)])
+    shape = (len(NAMES), PROBES, SLOTS)
+    return {s: rng.normal(scale=2e-2, size=shape).astype(np.float32) for s in SETS}
+
+
+def features(model: str, platforms: Sequence[str] = tuple(PATTERNS)) -> tuple[Aligned, Classes]:
+    data = align(model, signatures(model, platforms), reference(model), predicted=predicted(model))
+    return data, classify(data, SEED, 20)
+
+
+def write(one: Signature, path: Path) -> Path:
+    """As a file."""
+    shape = (PROBES, POSITIONS, TOP_K)
+    with Journal(path, one.header) as journal:
+        answers = one.topk_ids.reshape(shape), one.topk_logprobs.reshape(shape)
+        journal.append(to_batch(journal.schema, np.arange(PROBES), 10, *answers))
+        return journal.finish()
+
+
+@dataclass(frozen=True)
+class World:
+    features: list[tuple[Aligned, Classes]]
+    signatures_of: Callable[[str], list[Signature]]
+
+
+def world() -> World:
+    return World([features(m) for m in MODELS], signatures)
+
+
+def trained(world: World, without: Sequence[str] = ()) -> Bundle:
+    """A small detector, as the train stage makes it; `without` platforms train nothing."""
+    trees = {"n_estimators": 40, "max_depth": 4}
+    benches = [Bench.of(d, c, SEED) for d, c in world.features]
+    verifier = fit_verifier(benches, parameters=trees, dropped=without)
+    singles = [SingleBench(d, c, SEED) for d, c in world.features]
+    rows = [s.training("residual", s.families, [0, 1, 2, 3], i) for i, s in enumerate(singles)]
+    family = Boosted(n_estimators=20, max_depth=3).fit(*(np.concatenate([r[i] for r in rows]) for i in (0, 1)))
+    library = {d.model: d for d, _ in world.features}
+    return Bundle(verifier, family, calibrate(verifier, benches), library, {c.model: c for _, c in world.features})

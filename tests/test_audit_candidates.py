@@ -1,0 +1,61 @@
+"""Choosing whom an endpoint is held against."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import audit_world as world
+from hspi.audit.candidates import only, parse_kinds
+from hspi.audit.scoring import Scorer, nearest_rivals
+from hspi.errors import ConfigError, DataError
+
+
+def test_fewer_candidates_keep_their_own_signatures_and_classes() -> None:
+    whole = world.bundle()
+    some = only(whole, "toy", ["bf16", "int8", "fp32"])
+    data, classes = some.library["toy"], some.classes["toy"]
+    assert data.platform_ids() == classes.platform_ids and set(data.platform_ids()) == {"bf16", "int8", "fp32"}
+    at = whole.library["toy"].platform_ids().index("int8")
+    here = data.platform_ids().index("int8")
+    assert np.array_equal(data.logprobs[here], whole.library["toy"].logprobs[at], equal_nan=True)
+    assert sorted(set(classes.label)) == list(range(classes.count))
+    assert only(whole, "toy", whole.classes["toy"].platform_ids) is whole
+
+
+def test_one_candidate_is_too_few() -> None:
+    with pytest.raises(DataError, match="at least 2"):
+        only(world.bundle(), "toy", ["bf16"])
+
+
+def test_rivals_are_of_other_classes() -> None:
+    classes = world.bundle().classes["toy"]
+    rivals = nearest_rivals(classes)
+    for i, row in enumerate(rivals):
+        assert all(classes.label[r] != classes.label[i] for r in row)
+
+
+def test_a_platform_with_one_setting_is_no_hypothesis() -> None:
+    from dataclasses import replace
+
+    from hspi.audit.candidates import replace_library
+
+    bundle = world.bundle()
+    data = bundle.library["toy"]
+    at = data.platform_ids().index("int8")
+    raw, logprobs = data.raw.copy(), data.logprobs.copy()
+    raw[at, 1:], logprobs[at, 1:] = np.nan, np.nan
+    lonely = replace_library(bundle, replace(data, raw=raw, logprobs=logprobs), bundle.classes["toy"])
+    scorer = Scorer.of(lonely, "toy", 20, world.SEED)
+    assert np.isnan(scorer._calibration[:, at]).all()
+    assert np.isfinite(scorer._calibration[:, [i for i in range(6) if i != at]]).all()
+
+
+@pytest.mark.parametrize("text", ["", "store,else", ","])
+def test_kinds_must_be_known(text: str) -> None:
+    with pytest.raises(ConfigError, match="local, store, emulated"):
+        parse_kinds(text)
+
+
+def test_kinds_are_parsed() -> None:
+    assert parse_kinds("local, store") == ("local", "store")

@@ -1,0 +1,155 @@
+"""Replay's compiled statistics against a readable recomputation, token by token."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from hspi.evidence.aligned import ABSENT, place
+from hspi.evidence.replay import (
+    FEATURES,
+    PAIR_FEATURES,
+    STATISTICS,
+    candidate_features,
+    pair_features,
+    pair_statistics,
+    self_features,
+    top_slots,
+)
+
+SLOTS, K = 16, 10
+COLUMN = {name: i for i, name in enumerate(STATISTICS)}
+FEATURE = {name: i for i, name in enumerate(PAIR_FEATURES)}
+
+Answer = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
+
+
+def answer(reference: npt.NDArray[np.float64], size: float, seed: int, k: int = K) -> Answer:
+    """A platform whose noise has this size, in the slots of the reference; it reports k tokens of 2 * SLOTS."""
+    rng = np.random.default_rng(seed)
+    p = len(reference)
+    tail = np.sort(rng.normal(-9, 1, (p, SLOTS)))  # tokens without a slot
+    values = np.concatenate([reference, tail], axis=1) + size * rng.normal(size=(p, 2 * SLOTS))
+    ids = np.argsort(-values, axis=1, kind="stable")[:, :k].astype(np.int32)
+    slots = np.tile(np.arange(SLOTS, dtype=np.int32), (p, 1))
+    return place(slots, ids, np.take_along_axis(values, ids, axis=1).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def reference() -> npt.NDArray[np.float64]:
+    return -np.sort(np.random.default_rng(1).exponential(2.0, (5, SLOTS)), axis=1)
+
+
+def plainly(observed: Answer, candidate: Answer, reference: npt.NDArray[np.float64], p: int, k: int) -> list[float]:
+    """STATISTICS of one probe as their definitions say."""
+    (lp_o, rank_o), (lp_c, rank_c) = observed, candidate
+    asked = [s for s in range(SLOTS) if rank_o[p, s] < k]
+    both = [s for s in asked if rank_c[p, s] != ABSENT]
+    if not both:
+        return [0.0] * 9 + [1.0, 0.0]
+    o, c, ref = (np.array([float(x[p, s]) for s in both]) for x in (lp_o, lp_c, reference))
+    x, y, z = o - ref, c - ref, o - c
+    x, y, z = (v - np.median(v) for v in (x, y, z))
+    ulp = 1.2e-7 * np.maximum(np.abs(o), 0.125)
+    floor = (ulp**2).sum()
+    oo, cc, oc, dd = x @ x, y @ y, x @ y, z @ z
+    equal = sum(lp_o[p, s] == lp_c[p, s] for s in both)
+    return [
+        len(both),
+        equal,
+        (np.abs(z) <= 2 * ulp).sum(),
+        sum(rank_o[p, s] == rank_c[p, s] for s in both),
+        float(equal == min(k, K)),
+        *(oo, cc, oc, dd),
+        np.log10((dd + 0.1 * floor) / (oo + cc + floor)),
+        oc / np.sqrt((oo + 1e-3 * floor) * (cc + 1e-3 * floor)),
+    ]
+
+
+@pytest.mark.parametrize("k", [1, 4, 10])
+@pytest.mark.parametrize("sizes", [(1e-6, 1e-6), (1e-3, 1e-2), (0.3, 1.5), (3.0, 3.0)])
+def test_each_statistic_is_what_its_definition_says(
+    reference: npt.NDArray[np.float64], sizes: tuple[float, float], k: int
+) -> None:
+    observed = answer(reference, sizes[0], 2)
+    candidates = [answer(reference, sizes[1], 3), observed, answer(reference, sizes[1], 4, k=3)]
+    lp, rank = (np.stack(x) for x in zip(*candidates, strict=True))
+    found = pair_statistics(*observed, lp, rank, reference, k)
+    assert found.shape == (3, len(reference), len(STATISTICS)) and found.dtype == np.float32
+    expected = [[plainly(observed, c, reference, p, k) for p in range(len(reference))] for c in candidates]
+    np.testing.assert_allclose(found, np.array(expected), rtol=2e-5, atol=1e-12)
+
+
+def test_an_answer_compared_with_itself_is_equal_and_at_the_floor(reference: npt.NDArray[np.float64]) -> None:
+    lp, rank = answer(reference, 1e-3, 2)
+    found = pair_statistics(lp, rank, lp[None], rank[None], reference, K)[0]
+    for name in ("equal", "near", "same_rank"):
+        np.testing.assert_array_equal(found[:, COLUMN[name]], found[:, COLUMN["shared"]])
+    assert not found[:, COLUMN["dd"]].any()
+    other = answer(reference, 1e-3, 3)
+    far = pair_statistics(lp, rank, other[0][None], other[1][None], reference, K)[0]
+    assert (found[:, COLUMN["log_distance"]] < far[:, COLUMN["log_distance"]] - 3).all()
+    np.testing.assert_allclose(found[:, COLUMN["correlation"]], 1, atol=1e-3)
+    features = pair_features(found.mean(axis=0), K)
+    shared = found[:, 0].mean() / K
+    assert features[FEATURE["equal"]] == features[FEATURE["near"]] == features[FEATURE["same_rank"]] == 1
+    np.testing.assert_allclose(features[FEATURE["missing"]], 1 - shared, atol=1e-6)
+
+
+def test_a_shift_of_a_whole_position_changes_no_difference(reference: npt.NDArray[np.float64]) -> None:
+    # On a grid of 2^-12, so that adding a small integer rounds nothing.
+    grid = np.rint(reference * 4096) / 4096
+    (lp, rank), (lp_c, rank_c) = (_gridded(answer(grid, 0.05, s)) for s in (2, 3))
+    shift = np.array([1, -2, 3, 0, -1], np.float32)[:, None]
+    before = pair_statistics(lp, rank, lp_c[None], rank_c[None], grid, K)
+    for a, b in ((lp + shift, lp_c), (lp, lp_c + shift), (lp + shift, lp_c + shift)):
+        after = pair_statistics(a, rank, b[None], rank_c[None], grid, K)
+        for name in ("shared", "same_rank", "oo", "cc", "oc", "dd"):
+            np.testing.assert_array_equal(after[..., COLUMN[name]], before[..., COLUMN[name]], err_msg=name)
+        np.testing.assert_allclose(after[..., COLUMN["log_distance"]], before[..., COLUMN["log_distance"]], atol=1e-5)
+
+
+def _gridded(found: Answer) -> Answer:
+    return (np.rint(found[0] * 4096) / 4096).astype(np.float32), found[1]
+
+
+def test_a_candidate_that_shares_nothing_is_as_far_as_can_be(reference: npt.NDArray[np.float64]) -> None:
+    lp, rank = answer(reference, 1e-3, 2)
+    empty = np.full_like(lp, np.nan)[None], np.full_like(rank, ABSENT)[None]
+    found = pair_statistics(lp, rank, *empty, reference, K)[0]
+    np.testing.assert_array_equal(found[:, COLUMN["log_distance"]], 1)
+    assert not np.delete(found, COLUMN["log_distance"], axis=1).any()
+    assert pair_features(found.mean(axis=0), K)[FEATURE["missing"]] == 1
+
+
+def test_asked_tokens_without_a_slot_stay_asked() -> None:
+    rank = np.array([[0, 2, ABSENT, 5], [ABSENT] * 4], np.uint8)
+    np.testing.assert_array_equal(top_slots(rank, 3), [[0, 1, -1], [-1, -1, -1]])
+
+
+def test_the_nearest_usable_setting_speaks_for_a_candidate() -> None:
+    rng = np.random.default_rng(0)
+    pairs = rng.normal(size=(2, 3, 4, len(PAIR_FEATURES))).astype(np.float32)  # sample, candidate, setting
+    usable = np.array([[1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]], bool)
+    own = rng.normal(size=(3, 4)).astype(np.float32)
+    found = candidate_features(pairs, usable, own)
+    assert found.shape == (2, 3, len(FEATURES))
+    best = pairs[0, 0, int(np.argmin(pairs[0, 0, :3, 0]))]
+    np.testing.assert_array_equal(found[0, 0, : len(PAIR_FEATURES)], best)
+    np.testing.assert_allclose(found[0, 0, FEATURES.index("mean_distance")], pairs[0, 0, :3, 0].mean(), rtol=1e-5)
+    np.testing.assert_allclose(found[0, 0, FEATURES.index("excess_equal")], best[2] - own[0, 1], rtol=1e-5)
+    np.testing.assert_array_equal(found[:, 1, : len(PAIR_FEATURES)], pairs[:, 1, 1])
+    assert np.isnan(found[:, 2]).all(), "a candidate without signatures has no features"
+    pairs[:, 0, 3] = 1e6  # what is not usable is not read
+    np.testing.assert_array_equal(candidate_features(pairs, usable, own)[:, 0], found[:, 0])
+
+
+def test_a_platform_of_one_setting_does_not_know_itself(reference: npt.NDArray[np.float64]) -> None:
+    both = [answer(reference, 1e-3, s) for s in (2, 3)]
+    lp, rank = (np.stack(x) for x in zip(*both, strict=True))
+    own = np.stack([pair_statistics(*b, lp, rank, reference, K) for b in both])[None]  # (1, S, S, P, T)
+    far = self_features(own, np.array([[True, True]]), K)
+    expected = pair_features(own[0].mean(axis=2), K)[[0, 1], [1, 0]].mean(axis=0)
+    np.testing.assert_allclose(far[0], expected[[0, 2, 3, 7]], rtol=1e-5)
+    assert np.isnan(self_features(own, np.array([[True, False]]), K)).all()

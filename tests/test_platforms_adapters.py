@@ -1,0 +1,179 @@
+"""One suite over every adapter: what a model answers, whatever serves it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hspi import params
+from hspi.errors import DataError, ModelError, PlatformError
+from hspi.platforms import Adapter, availability, get, open_adapter
+
+VOCABULARY = 320
+ARCHITECTURES = ("llama", "qwen3", "gemma", "neox")
+# Exporting to ONNX takes seconds, so those engines wait for the slow suite.
+IN_PROCESS = (
+    *("torch-fp32", "torch-fp32-eager", "torch-fp32-medium", "torch-bf16", "torch-int8-x86"),
+    *("emulated-mxint8", "emulated-fp8-e3m4", "ct2-fp32", "ct2-int8"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("ort-fp32", "ort-int8", "openvino-fp32")),
+)
+
+# How far padding and company may move a log-probability, by what is rounded on the way.
+TOLERANCES = {"bf16": 0.1, "fp16": 0.02, "int8": 0.5}
+
+
+def tolerance(platform):
+    loose = [TOLERANCES.get(kind, 0.0) for kind in (platform.dtype, platform.quantization)]
+    return max(0.1 if platform.options.get("matmul_precision") else 2e-4, *loose)
+
+
+def make_model(folder, architecture):
+    """A tiny model with random weights, as a transformers folder in bf16."""
+    import torch
+    from transformers import AutoModelForCausalLM, GemmaConfig, GPTNeoXConfig, LlamaConfig, Qwen3Config
+
+    size = {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCABULARY,
+        "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    grouped = {"intermediate_size": 128, "num_key_value_heads": 2, "head_dim": 16}
+    config = {
+        "llama": lambda: LlamaConfig(**size, **grouped),
+        "qwen3": lambda: Qwen3Config(**size, **grouped),
+        "gemma": lambda: GemmaConfig(**size, **grouped),
+        "neox": lambda: GPTNeoXConfig(**size, intermediate_size=256),
+    }[architecture]()
+    torch.manual_seed(11)
+    model = AutoModelForCausalLM.from_config(config)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            weight.data.mul_(5)  # so that the answers are far from uniform
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    os.environ["HSPI_CACHE"] = str(folder / "cache")
+    yield {name: make_model(folder / name, name) for name in ARCHITECTURES}
+    del os.environ["HSPI_CACHE"]
+
+
+@pytest.fixture(scope="session", params=IN_PROCESS)
+def served(request, models):
+    platform = get(request.param)
+    if not (can := availability(platform)).runnable:
+        pytest.skip(can.why_not)
+    return platform, open_adapter(platform, models["llama"])
+
+
+def contexts(*lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, VOCABULARY, n) for n in lengths]
+
+
+def check_conformance(platform, adapter):
+    """What must hold of an adapter; the subprocess suite runs it too."""
+    close = tolerance(platform)
+    assert isinstance(adapter, Adapter) and adapter.vocab_size == VOCABULARY
+    even = contexts(12, 12, 12)
+    answer = adapter.logprobs(even, 4)
+    assert answer.shape == (3, 4, VOCABULARY) and answer.dtype == np.float32
+    assert np.isfinite(answer).all() and answer.std() > 0.1
+    np.testing.assert_allclose(np.exp(answer, dtype=np.float64).sum(-1), 1, atol=1e-5)
+    assert adapter.logprobs(even, 4).tobytes() == answer.tobytes()
+
+    np.testing.assert_allclose(adapter.logprobs(even, 1)[:, 0], answer[:, -1], atol=close)
+    np.testing.assert_allclose(adapter.logprobs(even[::-1], 4)[::-1], answer, atol=close)
+    prefix = [c[:-1] for c in even]
+    np.testing.assert_allclose(adapter.logprobs(prefix, 1)[:, -1], answer[:, -2], atol=close)
+
+    mixed = contexts(5, 13, 9, seed=1)
+    for row, context in zip(adapter.logprobs(mixed, 3), mixed, strict=True):
+        np.testing.assert_allclose(row, adapter.logprobs([context], 3)[0], atol=close)
+
+    chosen = adapter.greedy(mixed, 2)
+    assert chosen.shape == (3, 2) and chosen.dtype == np.int64
+    first = adapter.logprobs(mixed, 1)[:, 0]
+    np.testing.assert_array_equal(chosen[:, 0], first.argmax(-1))
+    facts = adapter.facts()
+    assert facts and all(isinstance(v, str) for v in facts.values())
+
+
+def test_conformance(served):
+    check_conformance(*served)
+
+
+@pytest.mark.parametrize(
+    ("batch", "positions"), [([], 1), ([[5, 6]], 3), ([[5, 6]], 0), ([[5, VOCABULARY]], 1), ([[-1, 5]], 1)]
+)
+def test_a_batch_that_cannot_be_served_is_refused(served, batch, positions):
+    with pytest.raises(DataError):
+        served[1].logprobs([np.array(c) for c in batch], positions)
+
+
+def test_engines_agree_on_what_the_model_says(served, models):
+    platform, adapter = served
+    plain = open_adapter(get("torch-fp32"), models["llama"]).logprobs(contexts(12, 12), 2)
+    far = np.abs(adapter.logprobs(contexts(12, 12), 2) - plain).max()
+    assert far < (1e-3 if platform.number_format == "fp32" and not platform.options else 1.5)
+    assert far > 0 or platform.id == "torch-fp32"
+
+
+def test_a_folder_without_a_model_is_named(served, tmp_path):
+    with pytest.raises(ModelError, match=r"config\.json"):
+        open_adapter(served[0], tmp_path)
+
+
+@pytest.mark.slow
+def test_a_conversion_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("HSPI_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(PlatformError, match="must convert to ctranslate2"):
+        open_adapter(get("ct2-fp32"), tmp_path)
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def in_own_process(platform_id, model, threads=1, **env):
+    """Opens the platform in a fresh process and runs the suite there; returns its output."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_platforms_adapters import check_conformance\n"
+        "from hspi.platforms import get, open_adapter\n"
+        "adapter = open_adapter(get(sys.argv[2]), sys.argv[3])\n"
+        "check_conformance(get(sys.argv[2]), adapter); print(adapter.facts())"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), platform_id, str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif("avx2" not in availability.__globals__["cpu_flags"](), reason="this CPU has no AVX2 to cap at")
+def test_a_cap_reaches_the_engine(models):
+    assert "'torch_cpu_capability': 'AVX2'" in in_own_process("torch-fp32-avx2", models["llama"])
+
+
+@pytest.mark.slow
+def test_an_inherited_cap_does_not(models):
+    assert "DEFAULT" not in in_own_process("torch-fp32", models["llama"], ATEN_CPU_CAPABILITY="default")
+
+
+DEFAULT = params.load(Path(__file__).parent.parent / "params.yaml").platforms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", range(len(DEFAULT)), ids=lambda i: DEFAULT[i])
+def test_the_default_platforms_each_in_a_process_of_its_own(place, models):
+    """In turn over the four families of models: each engine and number format meets them all, in minutes."""
+    platform, architecture = get(DEFAULT[place]), ARCHITECTURES[place % len(ARCHITECTURES)]
+    if not (can := availability(platform)).runnable:
+        pytest.skip(can.why_not)
+    in_own_process(platform.id, models[architecture])

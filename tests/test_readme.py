@@ -1,0 +1,144 @@
+"""What the documents tell people to type: cheap commands are run, the rest is parsed by the tool that would run it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from hspi.cli import main
+from hspi.report import BEGIN, END
+from hspi.report.headlines import HEADLINES
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
+CHEAP = {"hspi platforms list", "hspi models list", "hspi platforms list --json", "hspi models list --json"}
+
+
+def documented() -> Iterator[tuple[str, str]]:
+    """(document, command) of every line of every shell block."""
+    for name in DOCUMENTS:
+        for block in re.findall(r"```sh\n(.*?)```", (ROOT / name).read_text("utf-8"), re.S):
+            for line in block.splitlines():
+                if words := shlex.split(line, comments=True):
+                    yield name, shlex.join(words)
+
+
+def examples(command: click.Command = main, path: str = "hspi") -> Iterator[tuple[str, str]]:
+    """(verb, command) of every example in a help text."""
+    for text in re.findall(r"^ +((?:Examples?: +)?hspi .*)$", command.help or "", re.M):
+        yield path, re.split(r" {3,}", text.split("Example:")[-1].strip())[0]
+    if isinstance(command, click.Group):
+        for name, sub in command.commands.items():
+            yield from examples(sub, f"{path} {name}")
+
+
+COMMANDS = sorted({command for _, command in documented()})
+EXAMPLES = sorted({command for _, command in examples()})
+OURS = sorted({c for c in (*COMMANDS, *EXAMPLES) if c.startswith("hspi ")})
+
+
+def test_documents_and_help_have_commands() -> None:
+    assert len(COMMANDS) > 15 and len(EXAMPLES) > 6
+    assert {"make demo", "make test", "dvc repro"} <= set(COMMANDS)
+
+
+def paths_that_must_exist(verb: click.Command, words: list[str]) -> Iterator[tuple[Path, click.Path]]:
+    """Of the words of a command: each path that the verb wants to find, with what it says of it."""
+    for parameter in verb.params:
+        kind = parameter.type
+        if not isinstance(kind, click.Path) or not kind.exists:
+            continue
+        if isinstance(parameter, click.Argument):
+            yield Path(next(w for w in words if not w.startswith("-"))), kind
+        else:
+            yield from ((Path(b), kind) for a, b in pairwise(words) if a in parameter.opts)
+
+
+@pytest.mark.parametrize("command", OURS)
+def test_our_commands_parse(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every path that must exist made for it, the command line takes the words as they stand."""
+    monkeypatch.chdir(tmp_path)
+    words = [w.replace("~", str(tmp_path)) for w in shlex.split(command)[1:]]
+    found: click.Command = main
+    while isinstance(found, click.Group):
+        assert words[0] in found.commands, f"{command}: no verb {words[0]}"
+        found = found.commands[words.pop(0)]
+    for path, kind in paths_that_must_exist(found, words):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch() if kind.file_okay and path.suffix else path.mkdir(exist_ok=True)
+    with found.make_context(found.name, words):
+        pass
+
+
+@pytest.mark.parametrize("command", sorted(CHEAP & set(OURS)))
+def test_cheap_commands_run(command: str) -> None:
+    done = CliRunner().invoke(main, shlex.split(command)[1:])
+    assert done.exit_code == 0 and done.output.strip(), done.output
+
+
+def test_named_platforms_are_in_the_catalogue() -> None:
+    from hspi.platforms.catalogue import CATALOGUE
+
+    for command in OURS:
+        words = shlex.split(command)
+        named = [b for a, b in pairwise(words) if a in ("--platform", "--claim", "--hide")]
+        assert set(named) <= set(CATALOGUE), command
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = {shlex.split(c)[1] for c in COMMANDS if c.startswith("make ")}
+    assert named and named <= targets
+
+
+def test_files_in_commands_and_links_exist() -> None:
+    for name, command in documented():
+        for word in shlex.split(command):
+            if re.match(r"(flows|benchmarks|scripts|tests)/\S+\.py$", word):
+                assert (ROOT / word).exists(), f"{name}: {command}"
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text("utf-8")
+        for path in re.findall(r"`((?:src|tests|flows|benchmarks|mlruns)/[\w./-]+)`", text):
+            assert (ROOT / path).exists(), f"{name} names {path}"
+
+
+def test_mlflow_is_started_as_the_makefile_does() -> None:
+    def words(text: str) -> list[str]:
+        start = text[text.index("MLFLOW_SERVER_ENABLE_JOB_EXECUTION") :]
+        return re.split(r"`|\n\n", start.replace("\\\n", " "))[0].split()
+
+    assert words((ROOT / "README.md").read_text()) == words((ROOT / "Makefile").read_text())
+
+
+def test_results_in_the_readme_are_those_of_a_run_or_none() -> None:
+    """Nobody types a result: the rows are those that `readme_block` writes, in its order."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    block = text[text.index(BEGIN) : text.index(END)]
+    rows = [line.split("|")[1].strip() for line in block.splitlines() if line.startswith("|")][2:]
+    order = [h.question for h in HEADLINES if h.brief]
+    assert rows == [q for q in order if q in rows]
+
+
+@pytest.mark.slow
+def test_the_documented_trial_of_a_model_collects(tmp_path: Path) -> None:
+    (command,) = [c for c in COMMANDS if "--model data/zoo/llama" in c]
+    words = [w.replace("/tmp/tried", str(tmp_path)) for w in shlex.split(command)[1:]]
+    subprocess.run([sys.executable, "-m", "hspi", *words, "--progress", "none"], cwd=ROOT, check=True)
+    assert list(tmp_path.glob("torch-fp32/llama/text.b1.parquet"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "benchmarks").glob("bench_*.py")))
+def test_benchmarks_say_what_they_do(script: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage:") and len(done.stdout) > 200

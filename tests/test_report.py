@@ -1,0 +1,251 @@
+"""The report on a made-up evaluation: its figures are a fixture and say nothing about any platform."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hspi import report
+from hspi.errors import DataError
+from hspi.evidence.aligned import Aligned
+from hspi.platforms import catalogue
+from hspi.platforms.record import Platform
+from hspi.report.headlines import HEADLINES, rate
+from hspi.report.read import pair_matrix, read
+
+ADDED = "my-gpu<script>alert(1)</script>"  # a platform whose record came from elsewhere, with a hostile name
+TORCH = ["torch-fp32", "torch-fp32-avx2", "torch-bf16", "torch-bf16-eager"]
+IDS = [*TORCH, "ort-fp32", "ct2-int8", "emulated-mxint8", ADDED]
+CURVES = {"pair_accuracy", "accuracy_by_tokens", "open_set", "reliability", "by_factor"}
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def made_up_tables(folder: Path, ids: list[str], hard: tuple[str, str, float]) -> None:
+    """Two models; on the second, the first two platforms are one class. `hard` is the pair with the lowest accuracy."""
+    rng = np.random.default_rng(0)
+    pairs, classes = [], []
+    for model in ("llama", "qwen3"):
+        groups = [[p] for p in ids] if model == "llama" else [ids[:2], *([p] for p in ids[2:])]
+        for g in groups:
+            classes.append({"model": model, "class": g[0], "platforms": " ".join(g)})
+        for i, a in enumerate(groups):
+            for b in groups[:i]:
+                value = hard[2] if model == "llama" and {a[0], b[0]} == set(hard[:2]) else 1 - rng.choice([0, 0, 1e-3])
+                row = {"level": "replay", "split": "probes", "model": model, "platform_a": a[0], "platform_b": b[0]}
+                pairs.append(row | {"accuracy": value, "ci_low": 0.9, "ci_high": 1, "n": 96})
+    write_csv(folder / "pair_accuracy.csv", pairs)
+    write_csv(folder / "classes.csv", classes)
+    grid = [(level, n, k) for level in ("replay", "nearest") for k in (5, 20) for n in (1, 2, 4, 8, 16, 32)]
+    rows = []
+    for level, n, k in grid:
+        value = 1 - (0.1 if level == "replay" else 0.25) / n * (20 / k) ** 0.5
+        row = {"level": level, "probes": n, "top_k": k, "tokens": n, "accuracy": value, "chance": 1 / len(ids)}
+        rows.append(row | {"ci_low": value - 0.02, "ci_high": min(1, value + 0.01)})
+    write_csv(folder / "accuracy_by_tokens.csv", rows)
+    bins = [(0.35, 0.4, 12), (0.55, 0.6, 40), (0.85, 0.83, 90), (0.99, 0.995, 4000)]
+    write_csv(folder / "reliability.csv", [{"confidence": c, "accuracy": a, "count": n} for c, a, n in bins])
+    scores = [(s, 1) for s in rng.normal(6, 2, 200)] + [(s, 0) for s in rng.normal(-5, 2, 200)]
+    write_csv(folder / "open_set.csv", [{"score": s, "is_known": k} for s, k in scores])
+    factors = [("engine", "pytorch", 1.0), ("engine", "onnx", 0.995), ("provenance", "real", 0.97)]
+    write_csv(folder / "by_factor.csv", [{"factor": f, "value": v, "accuracy": a} for f, v, a in factors])
+    alarms = [{"alpha": a, "rate": a / 2, "ci_low": 0, "ci_high": 2 * a, "n": 400} for a in (0.01, 0.05)]
+    write_csv(folder / "false_alarm.csv", alarms)
+
+
+def made_up_metrics() -> dict[str, float]:
+    metrics: dict[str, float] = {"platforms": 8, "classes": 7, "models": 2, "classes.llama": 8, "classes.qwen3": 7}
+    for h in HEADLINES:
+        value = 0.009 if h.at_most else 0.985
+        metrics |= {h.key: value, f"{h.key}.ci_low": value - 0.005, f"{h.key}.ci_high": value + 0.001}
+        metrics |= {f"{h.key}.chance": 0.125}
+        metrics |= {name: 0.5 for name in (h.nearest, h.paper) if name}
+    return metrics | {"replay.tokens_to_99": 8.0}
+
+
+def made_up_features(folder: Path, ids: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    c, s, p, slots, k = len(ids), 2, 6, 128, 64
+    reference = np.sort(-rng.exponential(4, (p, slots)))[:, ::-1].copy()
+    scale = 2.0 ** rng.uniform(-22, -6, c)
+    residual = scale[:, None, None, None] * rng.standard_normal((c, 1, p, slots))
+    logprobs = reference + residual + 0.05 * scale[:, None, None, None] * rng.standard_normal((c, s, p, slots))
+    rank = np.full((c, s, p, slots), 255, np.uint8)
+    rank[..., :k] = np.arange(k)
+    known = [catalogue.CATALOGUE.get(i) or Platform(i, "vllm", hardware="cuda", dtype="bf16") for i in ids]
+    place = np.broadcast_to(np.arange(slots, dtype=np.int32), (p, slots)).copy()
+    values = logprobs.astype(np.float32)
+    names = [("text", i) for i in range(p)]
+    Aligned("llama", known, ["b1", "b5"], names, place, reference, values, rank, values[..., :k]).save(
+        folder / "llama.safetensors"
+    )
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("evaluation")
+    made_up_tables(root / "tables", IDS, ("torch-bf16", "torch-bf16-eager", 0.91))
+    (root / "metrics.json").write_text(json.dumps(made_up_metrics()))
+    made_up_features(root / "features", IDS)
+    return root
+
+
+@pytest.fixture(scope="module")
+def built(made_up: Path) -> list[Path]:
+    return report.build(made_up / "tables", made_up / "metrics.json", made_up / "features", made_up / "out")
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text that a reader sees."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def page(built: list[Path]) -> Page:
+    return Page(built[-1].read_text("utf-8"))
+
+
+def test_every_table_has_its_picture(built: list[Path]) -> None:
+    names = {p.stem for p in built if p.suffix == ".png"}
+    assert names == CURVES | {"residuals_one_probe", "residual_sizes"}
+    assert all(p.read_bytes().startswith(PNG) and p.stat().st_size > 5000 for p in built[:-1])
+    assert built[-1].name == "report.html"
+
+
+def test_the_page_loads_nothing_and_runs_nothing(page: Page) -> None:
+    kinds = {tag for tag, _ in page.tags}
+    assert not kinds & {"script", "link", "iframe", "object"}
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+    sources = [attrs["src"] or "" for tag, attrs in page.tags if tag == "img"]
+    assert len(sources) == 7 and all(s.startswith("data:image/png;base64,") for s in sources)
+    assert all((attrs["href"] or "").startswith("#") for tag, attrs in page.tags if tag == "a")
+    assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
+
+
+def test_hostile_names_are_text(page: Page) -> None:
+    assert ADDED in page.text  # parsed back from its escaped form, so it was never a tag
+
+
+def test_the_page_says_what_was_held_out_and_what_is_not_real(page: Page) -> None:
+    for words in ("held out", "capped", "emulated", "Held-out model", "HSPI-LD", "chance"):
+        assert words in page.text
+    assert "emulated-mxint8 ○" in page.text and "torch-fp32-avx2 ◐" in page.text
+
+
+def test_targets_are_judged(page: Page) -> None:
+    missed = [h for h in HEADLINES if h.met(made_up_metrics()) is False]
+    met = [h for h in HEADLINES if h.met(made_up_metrics())]
+    assert missed and met
+    assert page.text.count("✗ missed") == len(missed) and page.text.count("✓") == len(met)
+
+
+def test_the_matrix_shows_the_hardest_model_and_the_worst_pair(made_up: Path) -> None:
+    evaluation = read(made_up / "tables", made_up / "metrics.json", made_up / "features")
+    pairs = pair_matrix(evaluation)
+    a, b, value = pairs.worst() or ("", "", 0)
+    assert {a, b} == {"torch-bf16", "torch-bf16-eager"} and value == 0.91
+    assert np.array_equal(pairs.accuracy, pairs.accuracy.T, equal_nan=True)
+    i, j = (pairs.platforms.index(p) for p in IDS[:2])
+    assert pairs.same[i, j] == 1, "one class on one model of two"
+    k = pairs.platforms.index("ort-fp32")
+    assert np.isfinite(pairs.accuracy[j, k]), "a member stands where its class does"
+
+
+def test_platforms_stand_by_engine_and_format(made_up: Path) -> None:
+    evaluation = read(made_up / "tables", made_up / "metrics.json", made_up / "features")
+    engines = [evaluation.platforms[p].engine for p in evaluation.ids()]
+    assert len(engines) == len(IDS) and engines == sorted(engines)
+
+
+def test_the_same_tables_give_the_same_bytes(made_up: Path, built: list[Path], tmp_path: Path) -> None:
+    again = report.build(made_up / "tables", made_up / "metrics.json", made_up / "features", tmp_path)
+    assert [p.read_bytes() for p in again] == [p.read_bytes() for p in built]
+
+
+def test_without_features_and_optional_tables(made_up: Path, tmp_path: Path) -> None:
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    (tables / "pair_accuracy.csv").write_bytes((made_up / "tables" / "pair_accuracy.csv").read_bytes())
+    built = report.build(tables, made_up / "metrics.json", None, tmp_path / "out")
+    assert [p.name for p in built] == ["pair_accuracy.png", "report.html"]
+    page = Page(built[-1].read_text("utf-8"))
+    assert "1 unknown ?" in page.text, "without its record, nobody knows what it is"
+
+
+def test_one_class_alone_has_no_matrix(tmp_path: Path, made_up: Path) -> None:
+    write_csv(tmp_path / "tables" / "classes.csv", [{"model": "m", "class": "torch-fp32", "platforms": "torch-fp32"}])
+    built = report.build(tmp_path / "tables", made_up / "metrics.json", None, tmp_path / "out")
+    assert [p.name for p in built] == ["report.html"]
+
+
+@pytest.mark.parametrize("damage", ["no tables", "not json", "nested", "column", "figure"])
+def test_bad_input_is_one_line_and_leaves_nothing(made_up: Path, tmp_path: Path, damage: str) -> None:
+    tables, metrics = tmp_path / "tables", tmp_path / "metrics.json"
+    metrics.write_text({"not json": "{", "nested": '{"a": {"b": 1}}'}.get(damage, "{}"))
+    if damage != "no tables":
+        made_up_tables(tables, IDS[:3], (IDS[0], IDS[1], 0.9))
+    if damage == "column":
+        (tables / "pair_accuracy.csv").write_text("level,split\nreplay,probes\n")
+    if damage == "figure":
+        write_csv(tables / "reliability.csv", [{"confidence": "high", "accuracy": 1, "count": 1}])
+    with pytest.raises(DataError) as error:
+        report.build(tables, metrics, None, tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_readme_block_holds_figures_and_renews_in_place(tmp_path: Path) -> None:
+    metrics = made_up_metrics()
+    block = report.readme_block(metrics)
+    assert block.startswith(report.BEGIN) and block.endswith(report.END)
+    rows = [line for line in block.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + sum(h.brief for h in HEADLINES)
+    assert len({line.count("|") for line in rows}) == 1
+    assert "llama: 8" in block
+
+    readme, path = tmp_path / "README.md", tmp_path / "metrics.json"
+    readme.write_text(f"# a\n\n{report.BEGIN}\nold\n{report.END}\n\nthe rest\n")
+    path.write_text(json.dumps(metrics))
+    for _ in range(2):
+        report.update_readme(readme, path)
+        assert readme.read_text() == f"# a\n\n{block}\n\nthe rest\n"
+    (tmp_path / "bare.md").write_text("# a\n")
+    with pytest.raises(DataError):
+        report.update_readme(tmp_path / "bare.md", path)
+
+
+def test_figures_that_were_not_measured_are_left_out() -> None:
+    block = report.readme_block({"platforms": 3.0, "replay.probes.macro_accuracy": 0.99995})
+    assert len(re.findall(r"^\| Which", block, re.M)) == 1
+    assert "0.9999" in block and "**1**" not in block
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.0, "1"), (0.99999, "0.9999"), (0.5, "0.5"), (0.0, "0"), (None, "–"), (0.12345, "0.1235")]
+)
+def test_rates_never_round_up_to_certainty(value: float | None, text: str) -> None:
+    assert rate(value) == text
