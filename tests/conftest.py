@@ -43,7 +43,7 @@ class Tree:
     @contextmanager
     def serving(self, *command: str, ready: str, seconds: float = 120) -> Iterator[None]:
         """The command runs meanwhile and has answered at `ready`; it and what it started end with the block."""
-        log = self.path / f"{Path(command[0]).name}-{command[1]}.log"
+        log = self.path.parent / f"{Path(command[0]).name}-{command[1]}.log"  # beside the tree, which it leaves clean
         with log.open("w") as file:
             process = subprocess.Popen(
                 command, cwd=self.path, env=self.environment, stdout=file, stderr=file, start_new_session=True

@@ -96,13 +96,14 @@ def test_each_deployment_names_a_flow_that_is_there() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_a_deployment_runs_on_a_real_server_and_worker(smoke: Tree) -> None:
+def test_a_deployment_runs_on_a_real_server_and_worker(smoke: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     """One platform's signatures are gone; the deployed pipeline collects it, and all that follows, again."""
     platform = yaml.safe_load((smoke.path / "params.yaml").read_text())["platforms"][0]
     shutil.rmtree(smoke.path / "data" / "signatures" / platform)
     port = str(free_port())
     api = f"http://127.0.0.1:{port}/api"
-    smoke.environment |= {"PREFECT_API_URL": api, "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    monkeypatch.setitem(smoke.environment, "PREFECT_API_URL", api)
+    monkeypatch.setitem(smoke.environment, "PREFECT_WORKER_QUERY_SECONDS", "2")
     with smoke.serving("prefect", "server", "start", "--host", "127.0.0.1", "--port", port, ready=f"{api}/health"):
         smoke.run("prefect", "work-pool", "create", "--type", "process", "hspi-cpu")
         smoke.run("prefect", "--no-prompt", "deploy", "--all")
