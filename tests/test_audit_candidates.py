@@ -7,7 +7,8 @@ import pytest
 
 import audit_world as world
 from hspi.audit.candidates import only, parse_kinds
-from hspi.audit.scoring import Scorer, nearest_rivals
+from hspi.audit.scoring import nearest_rivals
+from hspi.audit.verified import Replay
 from hspi.errors import ConfigError, DataError
 
 
@@ -46,7 +47,7 @@ def test_a_platform_with_one_setting_is_no_hypothesis() -> None:
     raw, logprobs = data.raw.copy(), data.logprobs.copy()
     raw[at, 1:], logprobs[at, 1:] = np.nan, np.nan
     lonely = replace_library(bundle, replace(data, raw=raw, logprobs=logprobs), bundle.classes["toy"])
-    scorer = Scorer.of(lonely, "toy", 20, world.SEED)
+    scorer = Replay.of(lonely, "toy", 20, world.SEED)
     assert np.isnan(scorer._calibration[:, at]).all()
     assert np.isfinite(scorer._calibration[:, [i for i in range(6) if i != at]]).all()
 

@@ -110,11 +110,11 @@ def test_lesser_endpoints_still_reach_a_verdict(lasting: str, tmp_path: Path) ->
 
 def test_false_alarms_over_honest_audits_stay_below_alpha(tmp_path: Path) -> None:
     """Every platform under many settings that no signature has, on other orders of the probes; offline, by scores."""
-    from hspi.audit.scoring import Scorer
+    from hspi.audit.verified import Replay
     from hspi.bundle import Observation
     from hspi.signatures import top_k
 
-    scorer, alarms, audits = Scorer.of(world.bundle(), "toy", 20, world.SEED), 0, 0
+    scorer, alarms, audits = Replay.of(world.bundle(), "toy", 20, world.SEED), 0, 0
     for label, name in enumerate(scorer.classes.platform_ids):
         for setting in range(20, 28):
             probes = [p.id for p in world.material("http://h", seed=setting).probes]

@@ -125,11 +125,11 @@ def conclude(material: Material, plan: Plan, scorer: Scorer | None, found: Findi
         reason = plan.why if scorer is None else f"no answer was usable ({found.unusable[0]})" if found.unusable else ""
         return _silent(material, plan, found, reason or "no probe was asked")
     settings, classes = material.settings, scorer.classes
-    judged = material.bundle.judge(found.together(), alpha=settings.alpha)
+    judged, posterior = scorer.judge(found.together(), settings.alpha)
     out = found.excluded(settings.alpha)
     left = [c for c in range(classes.count) if not out[c]]
     claimed = None if settings.claim is None else classes.label[classes.platform_ids.index(settings.claim)]
-    outcome, why, answer = _outcome(material, scorer, found, left, claimed, judged.answer)
+    outcome, why, answer = _outcome(material, scorer, found, left, claimed, judged)
     highest = found.highest()
     members = [] if answer == UNKNOWN else classes.members(_label(scorer, answer))
     p = None if claimed is None else float(np.exp(-max(highest[claimed], 0.0)))
@@ -138,7 +138,7 @@ def conclude(material: Material, plan: Plan, scorer: Scorer | None, found: Findi
         why=why,
         answer=answer,
         members=members,
-        posterior={name: round(value, 6) for name, value in judged.posterior.items()},
+        posterior={name: round(value, 6) for name, value in posterior.items()},
         set_at=[classes.name(c) for c in left] or [UNKNOWN],
         alpha=settings.alpha,
         claim=settings.claim,

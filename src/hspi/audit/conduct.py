@@ -20,6 +20,7 @@ from hspi.audit.material import Material, Probe, write_json
 from hspi.audit.plan import Plan, choose_level, make_plan
 from hspi.audit.records import Records, check_seal, is_sealed, seal
 from hspi.audit.scoring import Evidence, Scorer
+from hspi.audit.verified import Replay
 from hspi.bundle import Observation
 from hspi.client import Endpoint, Invalid, Question
 from hspi.errors import ConfigError, DataError
@@ -33,14 +34,22 @@ T = TypeVar("T")
 
 
 async def audit(
-    material: Material, endpoint: Endpoint | None, folder: Path, say: Say, *, dry_run: bool = False
+    material: Material,
+    endpoint: Endpoint | None,
+    folder: Path,
+    say: Say,
+    *,
+    dry_run: bool = False,
+    cache: Path | None = None,
 ) -> tuple[Plan, Conclusion | None]:
     """Ask, judge, write the bundle. Without an endpoint the answers in `folder` must suffice.
+
+    cache: a folder where the candidates' own scores are kept from audit to audit.
 
     Raises EndpointError when a question stays unanswered; what was answered is kept, and the same call goes on.
     """
     with Records(folder, endpoint) as records:
-        plan, scorer = await _plan(material, records.ask)
+        plan, scorer = await _plan(material, records.ask, cache)
         for line in plan.lines():
             say(line)
         if dry_run:
@@ -94,14 +103,14 @@ def replay(folder: Path, say: Say) -> tuple[Plan, Conclusion]:
 # ---------------------------------------------------------------- parts
 
 
-async def _plan(material: Material, ask: Ask) -> tuple[Plan, Scorer | None]:
+async def _plan(material: Material, ask: Ask, cache: Path | None) -> tuple[Plan, Scorer | None]:
     names = Names(material.vocabulary)
     prompts = [(p.ids, p.text) for p in material.warm_up]
     cap = await discover(ask, material.settings.served, prompts, names)
     scorer = None
     if choose_level(cap)[0] == "replay":
         k = min(TOP_K, cap.top_k)
-        scorer = Scorer.of(material.bundle, material.settings.model, k, material.settings.seed)
+        scorer = Replay.of(material.bundle, material.settings.model, k, material.settings.seed, cache)
     return make_plan(material, cap, scorer), scorer
 
 

@@ -12,7 +12,6 @@ from hspi.audit.discovery import Capabilities
 from hspi.audit.material import Material, Probe
 from hspi.audit.scoring import Scorer
 from hspi.audit.sequential import crossing
-from hspi.bundle import Observation
 
 FEWEST = 2  # alternatives that a residual needs: the shift of the normaliser takes one
 
@@ -113,14 +112,10 @@ def expected_power(material: Material, scorer: Scorer) -> tuple[str | None, int 
 
 def _tokens(scorer: Scorer, served: int, claimed: int, members: Any, material: Material) -> int | None:
     """Tokens until the claimed class is contradicted when platform `served` answers as it did under one setting."""
-    data, k = scorer.data, scorer.k
+    data = scorer.data
     setting = int(np.flatnonzero(data.present[served])[0])
-    at = [data.probes.index((p.set, p.id)) for p in material.probes]
-    order = np.argsort(data.rank[served, setting, at], axis=1, kind="stable")[:, :k]
-    ids = np.take_along_axis(data.slots[at], order, axis=1)
-    logprobs = np.take_along_axis(data.logprobs[served, setting, at], order, axis=1)
-    seen = Observation(data.model, [data.probes[i] for i in at], ids, np.nan_to_num(logprobs, nan=-50.0))
-    process = scorer.processes(scorer.scores(seen, members))[claimed]
+    at = np.asarray([data.probes.index((p.set, p.id)) for p in material.probes])
+    process = scorer.processes(scorer.views(scorer.own(served, setting, at), at, members))[claimed]
     return crossing(process, material.settings.alpha)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hspi.audit.plan import Plan
 
 DISCOVERY_TOKENS = 4
-STORE, CACHE = Path("data/signatures"), Path(".cache/audit/signatures")
+STORE, CACHE, SCORES = Path("data/signatures"), Path(".cache/audit/signatures"), Path(".cache/audit/scores")
 
 
 @click.command()
@@ -123,7 +123,7 @@ def _live(
     async def run(where: Path) -> tuple[Plan, Conclusion | None]:
         opened = conduct.open_folder(where, material, settings)
         async with endpoint:
-            return await conduct.audit(opened, endpoint, where, say, dry_run=dry_run)
+            return await conduct.audit(opened, endpoint, where, say, dry_run=dry_run, cache=SCORES)
 
     if not dry_run:
         return asyncio.run(run(folder))

@@ -1,0 +1,126 @@
+"""Scores of the replay level: what the pair verifier says of exact log-probabilities beside a candidate's own.
+
+What candidates score on themselves takes seconds for hundreds of them and depends on the detector and the library
+alone: it is kept in a cache, under a hash of all that it was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from hspi.audit.scoring import VIEWS, Rows, Scorer
+from hspi.bundle import Bundle, Observation
+from hspi.evidence.aligned import Aligned, place
+from hspi.evidence.replay import F32, candidate_features, pair_features, pair_statistics, self_features
+from hspi.reference import read_array, write_array
+from hspi.splits import ProbeSplit, split_probes
+
+VERSION = 1  # raise when the same detector and library would give other scores
+
+Placed = tuple[F32, npt.NDArray[np.uint8]]  # log-probabilities and ranks in the library's slots, (n, K) each
+
+
+class Replay(Scorer):
+    """`cache`: a folder, or None to keep nothing."""
+
+    level: ClassVar[str] = "replay"
+
+    def __init__(
+        self, bundle: Bundle, model: str, k: int, split: ProbeSplit, calibrate_on: Rows, cache: Path | None = None
+    ) -> None:
+        self.cache = cache
+        super().__init__(bundle, model, k, split, calibrate_on)
+
+    @classmethod
+    def of(cls, bundle: Bundle, model: str, k: int, seed: int, cache: Path | None = None) -> Self:
+        split = split_probes(bundle.library[model].probes, seed)
+        return cls(bundle, model, k, split, split.calibrate, cache)
+
+    def _start(self) -> F32:
+        c, s = self.present.shape
+        own, views = s * c * 4, (VIEWS, c, s, len(self.calibrate_on))
+        path = None if self.cache is None else self.cache / f"{self._key()}.safetensors"
+        kept = None if path is None else read_array(path, (own + int(np.prod(views)),), np.float32)
+        if kept is not None:
+            self._own = kept[:own].reshape(s, c, 4)
+            return kept[own:].reshape(views)
+        self._own = own_without(self.data, self.split.fit, self.k)
+        calibration = self._calibrate()
+        if path is not None:
+            write_array(path, np.concatenate([self._own.ravel(), calibration.ravel()]))
+        return calibration
+
+    def _key(self) -> str:
+        """A hash of the trees, the library, the classes, the split and k."""
+        import xgboost
+
+        d = self.data
+        digest = hashlib.sha256(bytes(self.bundle.verifier.booster_.save_raw("ubj")))
+        for array in (d.slots, d.reference, d.logprobs, d.rank, self.present, self.rivals, self.split.fit):
+            digest.update(np.ascontiguousarray(array).data)
+        names = [VERSION, xgboost.__version__, d.platform_ids(), d.nuisances, self.k, self.calibrate_on.tolist()]
+        digest.update(json.dumps(names).encode())
+        return digest.hexdigest()[:32]
+
+    def observed(self, seen: Observation, at: Rows) -> Placed:
+        return place(self.data.slots[at], seen.ids, seen.logprobs)
+
+    def own(self, platform: int, setting: int, at: Rows) -> Placed:
+        return self.data.logprobs[platform, setting, at], self.data.rank[platform, setting, at]
+
+    def features(self, observed: Placed, at: Rows, who: Rows, held: Sequence[int]) -> F32:
+        pairs = self._pairs(observed, at, who)
+        return np.stack([self._without(pairs, who, setting) for setting in held])
+
+    def _pairs(self, observed: Placed, at: Rows, who: Rows) -> F32:
+        """Features of each probe against each setting of the platforms `who`: (n, len(who), S, F)."""
+        s, n = len(self.data.nuisances), len(at)
+        shape = (len(who) * s, n, self.data.slots.shape[1])
+        chosen = np.ix_(who, np.arange(s), at)  # one step: taking platforms first would copy the library
+        theirs, ranks = self.data.logprobs[chosen].reshape(shape), self.data.rank[chosen].reshape(shape)
+        found = pair_statistics(*observed, theirs, ranks, self.data.reference[at], self.k)
+        return pair_features(found.reshape(len(who), s, n, -1).transpose(2, 0, 1, 3), self.k)
+
+    def _without(self, pairs: F32, who: Rows, held: int) -> F32:
+        """What the verifier reads, with setting `held` out of the library: (n, len(who), F)."""
+        usable = self.present[who]
+        usable[:, held] = False
+        features = candidate_features(pairs, usable, self._own[held, who])
+        tail = np.broadcast_to(np.array([0.0, self.k], np.float32), (*features.shape[:2], 2))
+        return np.concatenate([features, tail], axis=-1)
+
+    def margin(self, rows: F32) -> F32:
+        """Log-odds, all in one call."""
+        found = self.bundle.verifier.margin(rows.reshape(-1, rows.shape[-1]))
+        return found.reshape(rows.shape[:-1]).astype(np.float32)
+
+    def judge(self, seen: Observation, alpha: float) -> tuple[str, dict[str, float]]:
+        found = self.bundle.judge(seen, alpha=alpha)
+        return found.answer, found.posterior
+
+
+def own_without(data: Aligned, pool: Rows, k: int) -> F32:
+    """How far each platform is from itself on the probes of `pool`, without one setting after another: (S, C, 4)."""
+    c, s = data.present.shape
+    part = data.on_probes(pool)
+    found = np.stack(
+        [
+            pair_statistics(part.logprobs[i, a], part.rank[i, a], part.logprobs[i], part.rank[i], part.reference, k)
+            for i in range(c)
+            for a in range(s)
+        ]
+    )
+    statistics = found.reshape(c, s, *found.shape[1:])
+    out = []
+    for held in range(s):
+        usable = data.present.copy()
+        usable[:, held] = False
+        out.append(self_features(statistics, usable, k))
+    return np.stack(out)

@@ -1,0 +1,42 @@
+"""What candidates score on themselves: kept from audit to audit, and never another library's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import audit_world as world
+from hspi.audit.candidates import replace_library
+from hspi.audit.verified import Replay
+
+
+def test_kept_scores_are_the_same_bits_and_are_read_not_made(tmp_path: Path) -> None:
+    plain = Replay.of(world.bundle(), "toy", 20, world.SEED)
+    first = Replay.of(world.bundle(), "toy", 20, world.SEED, tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    before = file.stat().st_mtime_ns
+    second = Replay.of(world.bundle(), "toy", 20, world.SEED, tmp_path)
+    assert file.stat().st_mtime_ns == before
+    for other in (first, second):
+        assert other._calibration.tobytes() == plain._calibration.tobytes()
+        assert other._own.tobytes() == plain._own.tobytes()
+
+
+def test_another_library_top_k_or_split_has_scores_of_its_own(tmp_path: Path) -> None:
+    bundle = world.bundle()
+    data = bundle.library["toy"]
+    changed = data.logprobs.copy()
+    changed[3, 1, 40, 5] = np.nextafter(changed[3, 1, 40, 5], np.float32(0))  # one bit
+    other = replace_library(bundle, replace(data, logprobs=changed), bundle.classes["toy"])
+    for some, k, seed in ((bundle, 20, 1), (bundle, 5, 1), (bundle, 20, 2), (other, 20, 1)):
+        Replay.of(some, "toy", k, seed, tmp_path)
+    assert len(list(tmp_path.glob("*"))) == 4
+
+
+def test_a_torn_cache_is_made_again(tmp_path: Path) -> None:
+    whole = Replay.of(world.bundle(), "toy", 20, world.SEED, tmp_path)
+    (file,) = tmp_path.glob("*")
+    file.write_bytes(file.read_bytes()[:1000])
+    assert Replay.of(world.bundle(), "toy", 20, world.SEED, tmp_path)._own.tobytes() == whole._own.tobytes()
