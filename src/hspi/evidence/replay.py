@@ -15,7 +15,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from hspi.evidence.aligned import ABSENT, Aligned
+from hspi.evidence.aligned import Aligned
+from hspi.evidence.median import median
 
 F32 = npt.NDArray[np.float32]
 
@@ -76,18 +77,6 @@ def top_slots(rank: npt.NDArray[np.uint8], k: int) -> npt.NDArray[np.int16]:
     return np.where(best < k, order, -1).astype(np.int16)
 
 
-@numba.njit(cache=True, nogil=True)
-def _median(x, n):  # type: ignore[no-untyped-def]
-    for i in range(1, n):  # insertion sort: n is at most a few dozen
-        v = x[i]
-        j = i - 1
-        while j >= 0 and x[j] > v:
-            x[j + 1] = x[j]
-            j -= 1
-        x[j + 1] = v
-    return 0.5 * (x[(n - 1) // 2] + x[n // 2])
-
-
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _pair_statistics(slots, lp_o, rank_o, lp_c, rank_c, reference, out):  # type: ignore[no-untyped-def]
     """slots (P, k); lp_o, rank_o (P, K); lp_c, rank_c (N, P, K); reference float64 (P, K); out (N, P, T)."""
@@ -97,16 +86,14 @@ def _pair_statistics(slots, lp_o, rank_o, lp_c, rank_c, reference, out):  # type
     o = np.empty(k)
     c = np.empty(k)
     ulp = np.empty(k)
-    work = np.empty(k)
+    shift_all = np.full(n_probes, np.nan)  # of the observation where a candidate has every token: the same for each
     for n in range(n_candidates):
         for p in range(n_probes):
             m = 0
-            asked = 0
             equal = 0
             same_rank = 0
             for j in range(k):
                 slot = slots[p, j]
-                asked += 1
                 if slot < 0:
                     continue
                 b = lp_c[n, p, slot]
@@ -125,12 +112,14 @@ def _pair_statistics(slots, lp_o, rank_o, lp_c, rank_c, reference, out):  # type
             row[9] = 1.0  # nothing shared: as far as can be
             if m == 0:
                 continue
-            work[:m] = d[:m]
-            shift_d = _median(work, m)
-            work[:m] = o[:m]
-            shift_o = _median(work, m)
-            work[:m] = c[:m]
-            shift_c = _median(work, m)
+            shift_d = median(d, m)
+            shift_c = median(c, m)
+            if m < k:
+                shift_o = median(o, m)
+            else:
+                if np.isnan(shift_all[p]):
+                    shift_all[p] = median(o, m)
+                shift_o = shift_all[p]
             oo = cc = oc = dd = floor = 0.0
             near = 0
             for j in range(m):
@@ -147,7 +136,7 @@ def _pair_statistics(slots, lp_o, rank_o, lp_c, rank_c, reference, out):  # type
             row[1] = equal
             row[2] = near
             row[3] = same_rank
-            row[4] = equal == asked
+            row[4] = equal == k
             row[5] = oo
             row[6] = cc
             row[7] = oc
@@ -261,6 +250,3 @@ def self_features(statistics: F32, usable: npt.NDArray[np.bool_], k: int) -> F32
         if rows:
             out[i] = np.mean(rows, axis=0)[[0, 2, 3, 7]]
     return out
-
-
-__all__ = ["ABSENT", "FEATURES", "PAIR_FEATURES", "STATISTICS", "all_pair_statistics", "pair_statistics"]

@@ -9,6 +9,7 @@ import numba
 import numpy as np
 
 from hspi.evidence.distribution import GRID_BITS, MANTISSA_BITS
+from hspi.evidence.median import median
 
 OCTAVES = tuple(range(-24, 3))  # log2 of |residual|: from float32's rounding to a wrong model
 _GRID, _BITS, _OCTAVES = len(GRID_BITS), MANTISSA_BITS, len(OCTAVES)
@@ -77,15 +78,10 @@ def residual_rows(logprobs, rank, reference, raw, out):  # type: ignore[no-untyp
                 continue
             residual[m], origin[m] = x, reference[p, s]
             mean += reference[p, s]
-            j = m - 1
-            while j >= 0 and work[j] > x:  # sorted on the way, for the median
-                work[j + 1] = work[j]
-                j -= 1
-            work[j + 1] = x
             m += 1
         n = max(m, 1)
         mean /= n
-        shift = 0.5 * (work[(m - 1) // 2] + work[m // 2]) if m else 0.0
+        shift = median(residual, m) if m else 0.0
         row = out[p]
         row[:_OCTAVES] = 0.0
         logs = square = fourth = along = spread = largest = 0.0
