@@ -101,3 +101,14 @@ def world() -> Any:
     import synthetic
 
     return synthetic.world()
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One fresh MLflow store for all tests: making it takes seconds, copying it does not."""
+    from hspi import tracking
+
+    root = tmp_path_factory.mktemp("migrated")
+    with tracking.open_store(root):
+        pass
+    return root

@@ -15,9 +15,9 @@ FLOORS = [  # from the ground up; a room imports what stands below it or beside 
     {"collect", "reference", "hypotheses", "signature_store", "silicon"},
     {"evidence", "featurize"},
     {"detectors"},
-    {"verdict", "tuning", "evaluation", "bundle"},
-    {"report", "audit", "tracking", "served_model", "serve"},
-    {"stages", "judging"},
+    {"verdict", "tuning", "evaluation", "bundle", "history"},
+    {"report", "audit", "tracking", "served_model", "serve", "webhook"},
+    {"stages", "judging", "monitor"},
     {"cli", "__main__"},
 ]
 TOOLS = {"mlflow", "dvc", "prefect", "click"}

@@ -28,15 +28,6 @@ residual,unseen_model,llama,torch-bf16,ort-fp32,0.7,10
 GOOD = {"replay.probes.macro_accuracy": 0.9, "replay.probes.macro_accuracy.1x20": 0.8}
 
 
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One fresh store for all tests: making it takes seconds, copying it does not."""
-    root = tmp_path_factory.mktemp("migrated")
-    with tracking.open_store(root):
-        pass
-    return root
-
-
 @pytest.fixture
 def root(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(migrated / "mlruns", tmp_path / "mlruns")

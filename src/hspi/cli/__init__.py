@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from hspi import __version__
-from hspi.cli import audit, catalogue, judging, signatures, stages
+from hspi.cli import audit, catalogue, judging, monitor, signatures, stages
 from hspi.errors import HspiError
 from hspi.quiet import be_quiet
 
@@ -45,9 +45,10 @@ def main() -> None:
       dvc repro                                           signatures to an evaluated detector
       hspi verdict FILE.parquet --claim torch-bf16        judge a signature
       hspi audit --base-url URL --model NAME --weights llama --claim torch-bf16
+      hspi monitor --base-url URL --model NAME --weights llama    audit again: did the class change?
     """
 
 
-for module in (catalogue, signatures, stages, judging, audit):
+for module in (catalogue, signatures, stages, judging, audit, monitor):
     for command in module.COMMANDS:
         main.add_command(command)

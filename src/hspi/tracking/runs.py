@@ -58,8 +58,8 @@ def log_training(
     run_file = Path(run_file).resolve() if run_file else None
     md5s = dvc_md5s(root) if data_md5s is None else data_md5s
     with open_store(root) as client:
-        run_id = _new_run(client, "train", {**{f"dvc.md5.{p}": m for p, m in md5s.items()}, **(tags or {})})
-        _log_batches(client, run_id, metrics=metrics, params=_flat(params))
+        run_id = new_run(client, "train", {**{f"dvc.md5.{p}": m for p, m in md5s.items()}, **(tags or {})})
+        log_batches(client, run_id, metrics=metrics, params=_flat(params))
         run = {
             "run_id": run_id,
             "experiment_id": experiment_id(client),
@@ -108,7 +108,7 @@ def log_evaluation(
     with open_store(root) as client:
         if client.get_run(run_id).data.tags.get("hspi.evaluation") == mark:
             return False
-        _log_batches(client, run_id, metrics=everything)
+        log_batches(client, run_id, metrics=everything)
         client.log_artifacts(run_id, str(tables), "tables")
         if figures and figures.is_dir():
             client.log_artifacts(run_id, str(figures), "figures")
@@ -122,7 +122,7 @@ def log_trials(trials: Iterable[Trial], study: str, *, root: str | Path = ".") -
         experiment = experiment_id(client)
         of_study = f"tags.`hspi.study` = '{study}'"
         parents = client.search_runs([experiment], f"{of_study} AND tags.`hspi.stage` = 'tune'")
-        parent = parents[0].info.run_id if parents else _new_run(client, "tune", {"hspi.study": study})
+        parent = parents[0].info.run_id if parents else new_run(client, "tune", {"hspi.study": study})
         known = client.search_runs([experiment], f"{of_study} AND tags.`hspi.stage` = 'trial'", max_results=50_000)
         logged = {run.data.tags["hspi.trial"] for run in known}
         new = [t for t in trials if t.state.is_finished() and str(t.number) not in logged]
@@ -134,22 +134,32 @@ def log_trials(trials: Iterable[Trial], study: str, *, root: str | Path = ".") -
 
 def _log_trial(client: MlflowClient, trial: Trial, parent: str, study: str) -> None:
     tags = {"mlflow.parentRunId": parent, "hspi.study": study, "hspi.trial": str(trial.number)}
-    run_id = _new_run(client, "trial", {**tags, "hspi.state": trial.state.name})
+    run_id = new_run(client, "trial", {**tags, "hspi.state": trial.state.name})
     metrics = {} if trial.value is None else {"value": trial.value}
-    _log_batches(client, run_id, metrics=metrics, params=_flat(trial.params))
+    log_batches(client, run_id, metrics=metrics, params=_flat(trial.params))
     for step, value in trial.intermediate_values.items():
         client.log_metric(run_id, "intermediate", value, step=step)
     client.set_terminated(run_id, "FAILED" if trial.state.name == "FAIL" else "FINISHED")
 
 
-def _new_run(client: MlflowClient, stage: str, tags: Mapping[str, str]) -> str:
+def new_run(
+    client: MlflowClient,
+    stage: str,
+    tags: Mapping[str, str],
+    *,
+    experiment: str | None = None,
+    started: int | None = None,
+) -> str:
+    """The id of a new run, named as its stage unless `tags` name it. started: milliseconds since 1970, or now."""
     own = {"hspi.stage": stage, "hspi.version": _version("hspi"), "mlflow.user": os.environ.get("USER", "")}
-    return client.create_run(experiment_id(client), tags={**own, **tags}, run_name=stage).info.run_id
+    own |= {"mlflow.runName": stage, **tags}
+    return str(client.create_run(experiment or experiment_id(client), started, own).info.run_id)
 
 
-def _log_batches(
-    client: MlflowClient, run_id: str, *, metrics: Mapping[str, float], params: Mapping[str, Any] | None = None
+def log_batches(
+    client: MlflowClient, run_id: str, *, metrics: Mapping[str, float | None], params: Mapping[str, Any] | None = None
 ) -> None:
+    """Metrics and parameters in batches that MLflow takes; a metric that is None is left out."""
     from mlflow.entities import Metric, Param
 
     now = int(time.time() * 1000)
@@ -185,26 +195,3 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", "utf-8")
     temporary.replace(path)
-
-
-def log_audit(folder: str | Path, *, root: str | Path = ".") -> str:
-    """A sealed audit as a run: its settings, what it used and concluded, and the readable part of its evidence.
-
-    Logged once for each manifest. Returns the run's id.
-    """
-    folder = Path(folder).resolve()
-    mark = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
-    settings = json.loads((folder / "settings.json").read_text("utf-8"))
-    verdict = json.loads((folder / "verdict.json").read_text("utf-8"))
-    with open_store(root) as client:
-        known = client.search_runs([experiment_id(client)], f"tags.`hspi.audit` = '{mark}'")
-        if known:
-            return str(known[0].info.run_id)
-        tags = {"hspi.audit": mark, "hspi.outcome": verdict["outcome"], "hspi.answer": verdict["answer"]}
-        run_id = _new_run(client, "audit", {**tags, "hspi.endpoint": settings["base_url"]})
-        numbers = ("claim_p_value", "requests", "unusable", "prompt_tokens", "output_tokens", "cost")
-        _log_batches(client, run_id, metrics={n: verdict[n] for n in numbers}, params=settings)
-        for name in ("verdict.json", "plan.json", "facts.json", "manifest.json", "answers.jsonl", "report.html"):
-            client.log_artifact(run_id, str(folder / name))
-        client.set_terminated(run_id)
-    return str(run_id)

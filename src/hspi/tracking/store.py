@@ -71,10 +71,20 @@ def open_store(root: str | Path = ".") -> Iterator[MlflowClient]:
         _make_relative(base)
 
 
-def experiment_id(client: MlflowClient) -> str:
-    """The id of our experiment, which the store is made with (and again, should someone have deleted it)."""
-    found = client.get_experiment_by_name(EXPERIMENT)
-    return found.experiment_id if found else client.create_experiment(EXPERIMENT, str(_STORE / "artifacts"))
+def experiment_id(client: MlflowClient, name: str = EXPERIMENT) -> str:
+    """The id of an experiment, which is made if it is not there; the store is made with ours."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found:
+        return str(found.experiment_id)
+    try:
+        return client.create_experiment(name, str(_STORE / "artifacts"))
+    except MlflowException:  # another process made it meanwhile
+        found = client.get_experiment_by_name(name)
+        if not found:
+            raise
+        return str(found.experiment_id)
 
 
 @contextmanager

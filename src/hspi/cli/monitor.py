@@ -1,0 +1,146 @@
+"""`hspi monitor`, `hspi history`: the audits of one endpoint over time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hspi.cli.audit import audit
+from hspi.cli.common import json_option, show
+
+OF_ONE_AUDIT = {"out", "replayed", "dry_run", "open_html", "no_mlflow", "as_json"}  # options that make no sense here
+AUDIT_OPTIONS = [p for p in audit.params if p.name not in OF_ONE_AUDIT]
+COLUMNS = ["time", "outcome", "answer", "alert", "claim_p_value", "tokens", "level", "news"]
+
+
+def monitor(
+    ctx: click.Context,
+    base_url: str | None,
+    served: str | None,
+    weights: str | None,
+    claim: str | None,
+    root: Path | None,
+    retries: int,
+    retry_delay: float,
+    webhook: str | None,
+    print_json: bool,
+    **options: Any,
+) -> None:
+    """Audit an endpoint once more and say whether its class changed since the last audit.
+
+    For cron, or a Prefect deployment (flows/monitor.py). Every audit is a run in MLflow's experiment hspi-audits, its
+    evidence lies in a dated folder. An alert needs that the class of before is excluded at alpha by the new audit; over
+    n audits a false alarm has probability n · alpha at most, so choose alpha for the number of audits. Without --claim
+    the class of before is claimed. Exit code 0: as before (or a first class), 1: it changed, or the claim is
+    contradicted, 3: inconclusive or unknown, 4: the endpoint failed.
+
+    \b
+    Example:  hspi monitor --base-url http://127.0.0.1:8000/v1 --model llama --weights llama --alpha 0.0001
+    """
+    from hspi import monitor as monitoring
+    from hspi import zoo
+    from hspi.client import shown_url
+    from hspi.webhook import checked
+
+    if not base_url or not served or not weights:
+        raise click.UsageError("--base-url (or OPENAI_BASE_URL), --model and --weights are needed")
+    target = monitoring.Target(shown_url(base_url), served, zoo.resolve(weights).weights_hash)
+    root = root or Path("audits") / "monitor" / target.key
+
+    def say(line: str) -> None:
+        click.echo(line, err=print_json)
+
+    with monitoring.alone(root) as lock:
+        run = monitoring.by_verb(_words(ctx), retries, retry_delay, lock, say)
+        url = checked(webhook) if webhook else None
+        entry = monitoring.check(target, run, root, claim=claim, alpha=options["alpha"], webhook=url, say=say)
+    if print_json:
+        about = {"history": target.key, **target.about, "path": str(root / entry.folder)}
+        click.echo(json.dumps({**about, **entry.to_dict()}, indent=1))
+    ctx.exit(entry.exit_code)
+
+
+def _words(ctx: click.Context) -> list[str]:
+    """The options for `hspi audit`, as they were given or by default. The claim is the monitor's to choose."""
+    words: list[str] = []
+    for parameter in AUDIT_OPTIONS:
+        value = ctx.params.get(parameter.name or "")
+        if parameter.name == "claim" or value is None or value is False:
+            continue
+        values: Sequence[Any] = value if isinstance(value, tuple) else [value]
+        words += [parameter.opts[0]] if value is True else [w for v in values for w in (parameter.opts[0], str(v))]
+    return words
+
+
+def _monitor_command() -> click.Command:
+    """`hspi audit`'s own options where they make sense, and those of a history."""
+    own: list[click.Parameter] = [
+        click.Option(["--out", "root"], type=click.Path(file_okay=False, path_type=Path),
+                     help="Folder of the history; each audit gets a dated one in it. Default: audits/monitor/KEY."),
+        click.Option(["--retries"], type=click.IntRange(0, 100), default=2, show_default=True,
+                     help="More tries where the endpoint fails."),
+        click.Option(["--retry-delay"], type=click.FloatRange(0), default=30.0, show_default=True,
+                     help="Seconds between tries."),
+        click.Option(["--webhook"], envvar="HSPI_WEBHOOK",
+                     help="URL that is sent an alert as JSON; rather set HSPI_WEBHOOK, for it may hold a secret."),
+        click.Option(["--json", "print_json"], is_flag=True, help="Print JSON for machines."),
+    ]  # fmt: skip
+    callback = click.pass_context(monitor)
+    return click.Command("monitor", callback=callback, params=[*AUDIT_OPTIONS, *own], help=monitor.__doc__)
+
+
+@click.command("history")
+@click.option("--base-url", envvar="OPENAI_BASE_URL", help="URL up to /v1. Default: OPENAI_BASE_URL, else all.")
+@click.option("--model", "served", help="Name under which the endpoint serves the model. Default: all.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw it into FILE.png or FILE.html.")
+@json_option
+def history(base_url: str | None, served: str | None, plot: Path | None, as_json: bool) -> None:
+    """Show what `hspi monitor` found of an endpoint over time; without options, which endpoints there are.
+
+    \b
+    Examples:
+      hspi history
+      hspi history --base-url http://127.0.0.1:8000/v1 --model llama --plot history.html
+    """
+    from hspi import tracking
+    from hspi.client import shown_url
+    from hspi.report import history as drawing
+
+    about = {"endpoint": shown_url(base_url) if base_url else None, "served": served}
+    wanted = {name: value for name, value in about.items() if value}
+    if not wanted and not plot:
+        show(_endpoints(), ["endpoint", "served", "audits", "state", "since", "alerts", "last"], as_json)
+        return
+    entries = tracking.read_history(**wanted)
+    if plot:
+        drawing.write(plot, entries, " at ".join(filter(None, (served, about["endpoint"]))) or "every endpoint")
+    rows = [{**e.to_dict(), "tokens": e.tokens} for e in entries]
+    shown = rows if as_json else [_readable(row) for row in rows]
+    show(shown, COLUMNS, as_json)
+
+
+def _readable(row: dict[str, Any]) -> dict[str, Any]:
+    p = row["claim_p_value"]
+    text = {"time": row["time"][:19].replace("T", " "), "alert": "ALERT" if row["alert"] else ""}
+    return {**row, **text, "claim_p_value": "" if p is None else f"{p:.2g}", "news": row["news"] or row["why"]}
+
+
+def _endpoints() -> list[dict[str, Any]]:
+    from hspi import tracking
+    from hspi.history import established
+
+    rows = []
+    for key, about in tracking.histories().items():
+        entries = tracking.read_history(key)
+        state = established(entries)
+        facts = {"state": state.name if state else "", "since": state.since[:19] if state else ""}
+        counts = {"audits": len(entries), "alerts": sum(e.alert for e in entries)}
+        rows.append({**about, **facts, **counts, "last": entries[-1].outcome if entries else "", "history": key})
+    return rows
+
+
+COMMANDS = (_monitor_command(), history)

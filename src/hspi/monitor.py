@@ -1,0 +1,230 @@
+"""One audit of an endpoint's history: into a folder of its own, held against the state before it, recorded, told.
+
+Order matters: the webhook is called before the audit is recorded, so that an alert that a kill cuts off comes again
+with the next run rather than never.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from hspi import history, tracking
+from hspi.errors import ConfigError, EndpointError, HspiError
+from hspi.history import FAILED, Entry, State
+from hspi.verdict import UNKNOWN
+from hspi.webhook import notify
+
+STAMP = "%Y%m%dT%H%M%SZ"
+GO_ON = timedelta(hours=1)  # what a kill left unfinished before that stays as it is: its answers are of another time
+Say = Callable[[str], object]
+
+Audit = Callable[[Path, str | None], Mapping[str, Any]]
+"""(folder, claim) → the verdict, sealed in the folder; raises EndpointError, and ConfigError where the claim is no
+candidate or the folder another audit's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Whose history it is. base_url as it is shown, without any secret."""
+
+    base_url: str
+    served: str
+    weights_hash: str
+
+    @property
+    def key(self) -> str:
+        return history.key_of(self.base_url, self.served, self.weights_hash)
+
+    @property
+    def about(self) -> dict[str, str]:
+        return {"endpoint": self.base_url, "served": self.served, "weights": self.weights_hash}
+
+
+def check(
+    target: Target,
+    audit: Audit,
+    root: Path,
+    *,
+    claim: str | None = None,
+    alpha: float = 0.01,
+    webhook: str | None = None,
+    say: Say = print,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    store: str | Path = ".",
+) -> Entry:
+    """Audit once and record it in MLflow's store below `store`; the evidence goes to ROOT/<time>.
+
+    Without a claim the class that answered before is claimed, so that the audit says whether it still does. A failed
+    endpoint is recorded as such and does not raise. Raises ConfigError if the audit cannot be made as it is asked.
+    """
+    entries = tracking.read_history(target.key, root=store)
+    state = history.established(entries)
+    _tell_again(entries, target, webhook, say, store)
+    claims = [claim] if claim or state is None or state.name == UNKNOWN else [state.name, None]
+    folder, entry, candidates = _audited(audit, _folders(root, entries, now()), claims, alpha)
+    entry = history.judged(entry, state, candidates)
+    if entry.alert and webhook:
+        entry = replace(entry, notified=notify(webhook, payload(target, entry)))
+    run_id = tracking.log_check(target.key, target.about, entry, folder, root=store)
+    _picture(run_id, target, [*(e for e in entries if e.folder != entry.folder), entry], store)
+    for line in lines(entry, state):
+        say(line)
+    return entry
+
+
+def lines(entry: Entry, state: State | None) -> list[str]:
+    """What to say of an audit, for people."""
+    before = f"{state.name} since {state.since}" if state else "nothing: this begins the history"
+    out = [f"before        {before}", f"now           {entry.answer or entry.outcome}: {entry.outcome}, {entry.why}"]
+    if entry.news:
+        out.append(f"{'ALERT' if entry.alert else 'note':13s} {entry.news}")
+    return [*out, f"webhook       {entry.notified}"] if entry.notified else out
+
+
+def payload(target: Target, entry: Entry) -> dict[str, Any]:
+    """What the webhook is sent: `text` for chat services, and every fact."""
+    text = f"hspi: {target.served} at {target.base_url} changed: {entry.news}"
+    return {"event": "hspi.class-changed", "text": text, "history": target.key, **target.about, **entry.to_dict()}
+
+
+# ---------------------------------------------------------------- the audit
+
+
+def _audited(
+    audit: Audit, folders: Sequence[Path], claims: Sequence[str | None], alpha: float
+) -> tuple[Path, Entry, list[str]]:
+    """(folder, entry, candidates) of the first folder and claim that the audit takes."""
+    refused: ConfigError | None = None
+    for folder in folders:
+        for claim in claims:
+            started = datetime.strptime(folder.name, STAMP).isoformat() + "+00:00"
+            entry = Entry(started, folder.name, FAILED, alpha=alpha, claim=claim)
+            try:
+                verdict = audit(folder, claim)
+            except EndpointError as error:
+                return folder, replace(entry, why=str(error)), []
+            except ConfigError as error:
+                refused = error
+                continue
+            return (folder, *_concluded(entry, folder, verdict))
+    raise refused or ConfigError("an audit must have a folder")
+
+
+def _concluded(entry: Entry, folder: Path, verdict: Mapping[str, Any]) -> tuple[Entry, list[str]]:
+    from hspi.audit import material
+
+    made = material.load(folder)
+    classes = made.bundle.classes.get(made.settings.model)
+    known = classes.platform_ids if classes else []
+    names = ("outcome", "answer", "why", "claim_p_value", "level", "cost")
+    counts = ("requests", "prompt_tokens", "output_tokens", "unusable")
+    said = {n: verdict.get(n) for n in names} | {n: verdict.get(n) or 0 for n in counts}
+    entry = replace(entry, alpha=made.settings.alpha, claim=made.settings.claim, **said)
+    if not entry.conclusive:
+        return entry, known
+    fits = [m for name in verdict["set_at"] for m in (classes.members_of(name) if classes else [name])]
+    return replace(entry, fits=tuple(fits)), known
+
+
+def _folders(root: Path, entries: Sequence[Entry], now: datetime) -> list[Path]:
+    """Where to audit: the last folder, if it is young and not on record because of a kill; else, or if that one is
+    of other options, a new one.
+    """
+    recorded = {e.folder for e in entries}
+    fresh, oldest = root / now.strftime(STAMP), (now - GO_ON).strftime(STAMP)
+    young = sorted(f for f in root.glob("*Z") if f.name > oldest and f.name not in recorded and f != fresh)
+    return [*young[-1:], fresh]
+
+
+# ---------------------------------------------------------------- telling
+
+
+def _tell_again(entries: Sequence[Entry], target: Target, webhook: str | None, say: Say, store: str | Path) -> None:
+    """Alerts that the webhook did not take before."""
+    for entry in entries:
+        if webhook and entry.alert and entry.notified.startswith("failed"):
+            told = replace(entry, notified=notify(webhook, payload(target, entry)))
+            tracking.log_check(target.key, target.about, told, None, root=store)
+            say(f"webhook       the alert of {entry.time}: {told.notified}")
+
+
+def _picture(run_id: str, target: Target, entries: Sequence[Entry], store: str | Path) -> None:
+    """The history so far beside the newest run's evidence."""
+    import tempfile
+
+    from hspi.report import history as drawing
+
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = [Path(scratch) / name for name in ("history.png", "history.html")]
+        for path in paths:
+            drawing.write(path, entries, f"{target.served} at {target.base_url}")
+        tracking.attach(run_id, paths, root=store)
+
+
+# ---------------------------------------------------------------- one at a time, through the verb
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[int]:
+    """The only one that works in `root`, children that inherit the descriptor included. Raises ConfigError."""
+    root.mkdir(parents=True, exist_ok=True)
+    held = os.open(root / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield held
+    except BlockingIOError as error:
+        raise ConfigError(f"{root} must be used by one monitor at a time, but another one works there") from error
+    finally:
+        os.close(held)
+
+
+def by_verb(options: Sequence[str], retries: int, delay: float, lock: int, say: Say) -> Audit:
+    """Audits by `hspi audit` in a process of its own, `retries` times more where the endpoint fails."""
+
+    def once(folder: Path, claim: str | None) -> Mapping[str, Any]:
+        command = [sys.executable, "-m", "hspi", "audit", *options, "--out", str(folder), "--json", "--no-mlflow"]
+        command += ["--claim", claim] if claim else []
+        last = ""
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[lock], text=True, errors="replace"
+        ) as process:
+            for line in process.stderr or ():
+                last = line.strip() if line.startswith("Error: ") else last
+                say(line.rstrip())
+        return _verdict(process.returncode, last.removeprefix("Error: "), folder)
+
+    def audit(folder: Path, claim: str | None) -> Mapping[str, Any]:
+        for left in range(retries, -1, -1):
+            try:
+                return once(folder, claim)
+            except EndpointError as error:
+                if not left:
+                    raise
+                say(f"trying again in {delay:g} s, {left} times at most: {error}")
+                time.sleep(delay)
+        raise AssertionError("unreachable")
+
+    return audit
+
+
+def _verdict(code: int, error: str, folder: Path) -> Mapping[str, Any]:
+    reason = error or f"it ended with {code}"
+    if code == EndpointError.exit_code:
+        raise EndpointError(reason)
+    if code == ConfigError.exit_code:
+        raise ConfigError(reason)
+    if code not in (0, 1, 3) or not (folder / "verdict.json").exists():
+        raise HspiError(f"`hspi audit` must end with a verdict, but: {reason}")
+    found: Mapping[str, Any] = json.loads((folder / "verdict.json").read_text("utf-8"))
+    return found
