@@ -30,7 +30,7 @@ LIBRARIES = ("hspi", "numpy", "openai", "httpx", "xgboost-cpu", "scikit-learn", 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What decides an audit. `budget`: output tokens at most; `price`: money for a million tokens, of any kind;
-    `window`: questions in flight; `seed` parts the probes as the detector's training did, and orders them.
+    `window`: questions in flight; `seed` parts the probes as the detector's training did; `order` draws their order.
     """
 
     base_url: str
@@ -44,6 +44,7 @@ class Settings:
     window: int
     candidates: list[str]
     seed: int
+    order: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def prepare(settings: Settings, bundle: Bundle, specs: Sequence[ProbeSpec], ref:
         return Probe(name, number, ids, text, exact)
 
     split = split_probes(data.probes, settings.seed)
-    order = np.random.default_rng(settings.seed).permutation(split.test)[: settings.budget]
+    order = np.random.default_rng([settings.seed, settings.order]).permutation(split.test)[: settings.budget]
     warm_up = sorted((probe(i) for i in split.fit[:40]), key=lambda p: not p.exact)[:2]
     vocabulary = [tokenizer.decode([i]) for i in range(ref.vocab_size)]
     facts = {f"version_{name}": found for name in LIBRARIES if (found := _version(name))}

@@ -49,6 +49,8 @@ def serve(platform_id: str, model: str, host: str, port: int, max_batch: int, se
 @click.option("--max-cost", type=click.FloatRange(0, min_open=True), help="Money at most; needs --price.")
 @click.option("--price", type=click.FloatRange(0, min_open=True), help="Of a million tokens, prompt or output.")
 @click.option("--concurrency", type=click.IntRange(1, 256), default=8, show_default=True)
+@click.option("--order", type=click.IntRange(0), default=0, show_default=True,
+              help="Draws the order of the probes; take another for another audit of the same endpoint.")  # fmt: skip
 @click.option("--candidates", default="store,emulated", show_default=True, help="Some of local,store,emulated.")
 @click.option("--detector", type=click.Path(path_type=Path), help="Bundle folder. Default: champion, else the last.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the evidence.")
@@ -152,6 +154,7 @@ def _material(base_url: str, served: str, weights: str, options: dict[str, Any],
         window=options["concurrency"] * 3 // 2 + 1,  # so that one slow answer leaves no slot idle
         candidates=list(kinds),
         seed=p.evaluation.seed,
+        order=options["order"],
     )
 
     def make() -> Material:
