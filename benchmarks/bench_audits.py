@@ -1,0 +1,284 @@
+"""Audits over HTTP, platform by platform: right class, tokens to the verdict, false alarms, power.
+
+Every platform really serves every model on loopback, through `hspi serve` (batching on) or the engine's own server.
+Each server is audited with its true claim, in another order of probes each time, then with claims of other number
+formats, which are false. `--impostors` serves weights that are not the claimed ones but near them: a merged LoRA, a
+fine-tuned copy, a copy rounded to int8.
+
+Answers and verdicts are kept in --out, one line an audit; started again, it goes on. Run it where `dvc repro` has run:
+
+    python benchmarks/bench_audits.py --out /tmp/audits --store data/signatures --audits 10
+    python benchmarks/bench_audits.py --out /tmp/audits --table
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.request import urlopen
+
+import numpy as np
+
+from hspi import judging, params, zoo
+from hspi.audit import candidates, conduct, material
+from hspi.bundle import Bundle
+from hspi.client import Endpoint
+from hspi.evaluation.measures import wilson
+from hspi.platforms import catalogue
+
+CONCURRENCY = 8
+Row = dict[str, Any]
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", type=Path, required=True, help="folder of the results")
+    p.add_argument("--store", type=Path, default=Path("data/signatures"))
+    p.add_argument("--platforms", nargs="+", help="default: those of the store that run here")
+    p.add_argument("--models", nargs="+", default=["llama", "qwen3"])
+    p.add_argument("--audits", type=int, default=10, help="honest ones, for each platform and model")
+    p.add_argument("--false-claims", type=int, default=3, help="for each platform and model")
+    p.add_argument("--max-tokens", type=int, default=2000)
+    p.add_argument("--impostors", action="store_true", help="audit changed weights instead")
+    p.add_argument("--table", action="store_true", help="print what is there, audit nothing")
+    args = p.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = Results(args.out / "audits.jsonl")
+    if not args.table:
+        for model in args.models:
+            world = World(model, args.store, args.out)
+            for platform in args.platforms or world.servable():
+                (impostors if args.impostors else platform_audits)(world, platform, results, args)
+    print(table(results.rows))
+
+
+class Results:
+    """A line for each finished audit, by its name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows: list[Row] = [json.loads(line) for line in lines]
+
+    def has(self, name: str) -> bool:
+        return any(r["name"] == name for r in self.rows)
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        with self.path.open("a") as f:
+            f.write(json.dumps(row) + "\n")
+        print(f"{row['name']:60} {row['outcome']:13} {row['answer']:28} {row['tokens']:5} tokens", flush=True)
+
+
+class World:
+    """The candidates for one model."""
+
+    def __init__(self, model: str, store: Path, out: Path) -> None:
+        self.model, self.store, self.cache = model, store, out / "cache"
+        self.params = params.load()
+        self.ref = zoo.resolve(model)
+
+    @cache  # noqa: B019 - two models at most
+    def bundle(self) -> Bundle:
+        stored = candidates._signatures(self.store, self.ref)
+        full = judging.load_bundle(None)
+        return candidates.with_library(full, self.ref, self.model, stored, self.params, self.cache / "reference")
+
+    def servable(self) -> list[str]:
+        from hspi.platforms import machine
+
+        ids = self.bundle().classes[self.model].platform_ids
+        return [i for i in ids if machine.availability(catalogue.get(i)).runnable]
+
+    def material(self, claim: str | None, order: int, budget: int) -> material.Material:
+        """What `hspi audit` would bring, with the probes in the order that `order` draws."""
+        made = self._material()
+        settings = replace(made.settings, claim=claim, order=order, budget=budget)
+        drawn = np.random.default_rng([settings.seed, order]).permutation(len(made.probes))
+        return replace(made, settings=settings, probes=[made.probes[i] for i in drawn[:budget]])
+
+    @cache  # noqa: B019
+    def _material(self) -> material.Material:
+        settings = material.Settings(
+            base_url="loopback", served=self.model, model=self.model, weights_hash=self.ref.weights_hash, claim=None,
+            alpha=0.01, budget=10**9, price=None, window=CONCURRENCY * 3 // 2 + 1, candidates=["store", "emulated"],
+            seed=self.params.evaluation.seed,
+        )  # fmt: skip
+        specs = [self.params.probes.spec(s) for s in self.params.probes.sets]
+        return material.prepare(settings, self.bundle(), specs, self.ref)
+
+
+def platform_audits(world: World, platform: str, results: Results, args: argparse.Namespace) -> None:
+    honest = [(f"{world.model}/{platform}/honest-{i}", platform, i) for i in range(args.audits)]
+    false = [
+        (f"{world.model}/{platform}/claims-{c}", c, i) for i, c in enumerate(_other_formats(world, platform, args))
+    ]
+    todo = [job for job in [*honest, *false] if not results.has(job[0])]
+    if not todo:
+        return
+    with server(platform, world.model) as url:
+        for name, claim, order in todo:
+            results.add(one_audit(world, name, platform, claim, order, url, args.max_tokens))
+
+
+def _other_formats(world: World, platform: str, args: argparse.Namespace) -> list[str]:
+    """Claims of other number formats than the platform's, another draw for each platform and model."""
+    own = catalogue.get(platform).number_format
+    ids = [i for i in world.bundle().classes[world.model].platform_ids if catalogue.get(i).number_format != own]
+    rng = np.random.default_rng([len(platform), *platform.encode(), *world.model.encode()])
+    return [str(i) for i in rng.permutation(ids)[: args.false_claims]]
+
+
+def impostors(world: World, platform: str, results: Results, args: argparse.Namespace) -> None:
+    """The claimed platform serves, but not the claimed weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, path in changed_weights(world.ref, Path(folder)):
+            name = f"{world.model}/{platform}/weights-{kind}"
+            if not results.has(name):
+                with server(platform, str(path), world.model) as url:
+                    results.add(one_audit(world, name, f"{platform}+{kind}", platform, 0, url, args.max_tokens))
+
+
+def changed_weights(ref: zoo.ModelRef, root: Path) -> Iterator[tuple[str, Path]]:
+    """Copies of a model with other weights, in bf16 as the original: (what was done, folder)."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    def lora(name: str, w: torch.Tensor, g: torch.Generator) -> torch.Tensor:
+        if w.ndim != 2 or not any(part in name for part in ("q_proj", "query_key_value")):
+            return w
+        a, b = (torch.randn(s, generator=g) for s in ((w.shape[0], 2), (2, w.shape[1])))
+        return w + 0.01 * w.float().std() * (a @ b)
+
+    def tuned(name: str, w: torch.Tensor, g: torch.Generator) -> torch.Tensor:
+        return w + 0.002 * w.float().std() * torch.randn(w.shape, generator=g)
+
+    def rounded(name: str, w: torch.Tensor, g: torch.Generator) -> torch.Tensor:
+        step = w.float().abs().max() / 127
+        return torch.round(w.float() / step) * step if w.ndim == 2 else w
+
+    for kind, change in (("lora", lora), ("tuned", tuned), ("rounded-to-int8", rounded)):
+        path = root / kind
+        shutil.copytree(ref.path, path)
+        g = torch.Generator().manual_seed(0)
+        for file in path.glob("*.safetensors"):
+            weights = load_file(file)
+            new = {n: change(n, w.float(), g).to(w.dtype).contiguous() for n, w in weights.items()}
+            save_file(new, file, metadata={"format": "pt"})
+        yield kind, path
+
+
+def one_audit(world: World, name: str, served: str, claim: str | None, order: int, url: str, max_tokens: int) -> Row:
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        found = asyncio.run(_audit(world.material(claim, order, max_tokens), url, Path(folder)))
+    classes = world.bundle().classes[world.model]
+    known = served in classes.platform_ids
+    truth = classes.name(classes.label[classes.platform_ids.index(served)]) if known else ""
+    return {
+        "name": name, "model": world.model, "served": served, "engine": catalogue.get(served.partition("+")[0]).engine,
+        "claim": claim, "honest": served == claim, "outcome": found.outcome, "answer": found.answer, "truth": truth,
+        "p": found.claim_p_value, "tokens": found.output_tokens, "seconds": round(time.perf_counter() - began, 2),
+    }  # fmt: skip
+
+
+async def _audit(made: material.Material, url: str, folder: Path) -> Any:
+    async with Endpoint(url, "", CONCURRENCY) as endpoint:
+        _, found = await conduct.audit(made, endpoint, folder, lambda line: None)
+    assert found is not None
+    return found
+
+
+@contextmanager
+def server(platform: str, model: str, name: str | None = None) -> Iterator[str]:
+    """`hspi serve` until the block ends; its base URL."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "hspi", "serve", "--platform", platform, "--model", model, "--port", str(port)]
+    command += ["--served-name", name or model]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 300
+            while not _answers(f"http://127.0.0.1:{port}/v1/models"):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    sys.exit(f"{platform} must serve {model}, but: {log.read()[-2000:].decode(errors='replace')}")
+                time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+# ---------------------------------------------------------------- the table
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: a line for each engine and one for all."""
+    engines = sorted({r["engine"] for r in rows})
+    lines = [
+        "| engine | platforms | audits with the true claim | right class | named at all | tokens (median, 95 %) "
+        "| true claims rejected | false claims (another format) contradicted | other weights contradicted |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for engine in [*engines, "all"]:
+        lines.append(_line(engine, [r for r in rows if engine in ("all", r["engine"])]))
+    return "\n".join(lines)
+
+
+def _line(engine: str, rows: Sequence[Row]) -> str:
+    changed = [r for r in rows if "+" in r["served"]]
+    honest = [r for r in rows if r["honest"]]
+    false = [r for r in rows if not r["honest"] and "+" not in r["served"]]
+    groups: dict[tuple[str, str], list[bool]] = {}
+    for r in honest:
+        groups.setdefault((r["model"], r["truth"]), []).append(r["answer"] == r["truth"])
+    macro = np.mean([np.mean(g) for g in groups.values()]) if groups else float("nan")
+    tokens = sorted(r["tokens"] for r in honest)
+    named = sum(r["answer"] != "unknown" for r in honest)
+    rejected = sum(r["outcome"] == "contradicted" for r in honest)
+    high = wilson(rejected, len(honest))[1] if honest else float("nan")
+    span = f"{median(tokens):.0f}, {tokens[int(0.95 * (len(tokens) - 1))]}" if tokens else "–"
+    return (
+        f"| {engine} | {len({r['served'] for r in honest})} | {len(honest)} | {macro:.4f} | {named}/{len(honest)} "
+        f"| {span} | {rejected}/{len(honest)} (≤ {high:.3f}) | {_share(false)} | {_share(changed)} |"
+    )
+
+
+def _share(rows: Sequence[Row]) -> str:
+    return f"{sum(r['outcome'] == 'contradicted' for r in rows)}/{len(rows)}"
+
+
+if __name__ == "__main__":
+    main()
