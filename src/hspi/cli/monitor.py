@@ -59,7 +59,7 @@ def monitor(
         url = checked(webhook) if webhook else None
         entry = monitoring.check(target, run, root, claim=claim, alpha=options["alpha"], webhook=url, say=say)
     if print_json:
-        about = {"history": target.key, **target.about, "path": str(root / entry.folder)}
+        about = {"history": target.key, **target.about, "weights_id": weights, "path": str(root / entry.folder)}
         click.echo(json.dumps({**about, **entry.to_dict()}, indent=1))
     ctx.exit(entry.exit_code)
 

@@ -27,7 +27,6 @@ LOOKS: dict[str, tuple[str, str, bool]] = {  # outcome → colour, marker, fille
     FAILED: (GREY, "X", True),
 }
 NOTHING, SILENT = "inconclusive", "no answer"
-NAMED_ALERTS = 5  # the last ones get their text, so that texts do not cover each other
 
 
 def write(path: Path, entries: Sequence[Entry], title: str) -> None:
@@ -105,10 +104,8 @@ def _label(outcome: str) -> str:
 
 
 def _alerts(ax: Axes, entries: Sequence[Entry]) -> None:
-    alerts = [e for e in entries if e.alert]
-    for i, e in enumerate(alerts):
+    for i, e in enumerate(e for e in entries if e.alert):
         ax.axvline(_time(e), color=RED, linewidth=1.0, linestyle=(0, (4, 3)), zorder=2, label="" if i else "alert")
-    for e in alerts[-NAMED_ALERTS:]:
         ax.annotate(
             "!", (_time(e), 0), xycoords=("data", "axes fraction"), xytext=(0, 2), textcoords="offset points",
             ha="center", va="bottom", fontsize=8, fontweight="bold", color="white",

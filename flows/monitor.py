@@ -1,0 +1,141 @@
+"""An endpoint audited again and again, on a schedule: its history in MLflow, an event when its class changes.
+
+python flows/monitor.py --base-url URL --model NAME --weights ZOO_ID [any option of `hspi monitor`]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
+
+from hspi.errors import EndpointError, HspiError
+from steps import flow
+
+CHANGED = "hspi.class-changed"
+VERDICT, ENDPOINT_FAILED = (0, 1, 3), 4
+COLUMNS = ("time", "outcome", "answer", "alert", "claim_p_value", "requests", "output_tokens", "news")
+LAST = 50  # audits that the table shows
+
+
+class ClassChanged(HspiError):
+    """Another platform answers than before; automations see the event, people the failed run."""
+
+
+class ClaimContradicted(HspiError):
+    """The class did not change, and is not what is claimed."""
+
+
+def _endpoint_failed(task: Any, run: Any, state: Any) -> bool:
+    try:
+        state.result()
+    except EndpointError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+@task(
+    task_run_name="hspi monitor",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=[60, 300],
+    retry_condition_fn=_endpoint_failed,
+)
+def check(options: list[str]) -> dict[str, Any]:
+    """What `hspi monitor` recorded. Raises EndpointError where the endpoint failed, HspiError where the verb did."""
+    command = [sys.executable, "-m", "hspi", "monitor", *options, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode not in (*VERDICT, ENDPOINT_FAILED):
+        raise HspiError(
+            f"`hspi monitor` must end with a verdict, but it ended with {done.returncode}; see its last line"
+        )
+    entry: dict[str, Any] = json.loads(done.stdout)
+    if done.returncode == ENDPOINT_FAILED:
+        raise EndpointError(f"the endpoint must answer, but: {entry['why']}")
+    return entry
+
+
+def tell(entry: dict[str, Any]) -> None:
+    """The event that automations react to; its resource is the history, so that one endpoint can be chosen."""
+    resource = {
+        "prefect.resource.id": f"hspi.endpoint.{entry['history']}",
+        "prefect.resource.name": f"{entry['served']} at {entry['endpoint']}",
+        "hspi.endpoint": entry["endpoint"],
+        "hspi.served": entry["served"],
+        "hspi.before": entry["before"],
+        "hspi.answer": entry["answer"],
+    }
+    emit_event(CHANGED, resource=resource, payload=entry)
+
+
+def show_history(entry: dict[str, Any]) -> None:
+    """The endpoint's last audits, the newest first, as a table of this run."""
+    command = [sys.executable, "-m", "hspi", "history", "--base-url", entry["endpoint"], "--model", entry["served"]]
+    done = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, text=True, check=True)
+    rows = [{c: row[c] for c in COLUMNS} for row in reversed(json.loads(done.stdout))][:LAST]
+    create_table_artifact(
+        key=f"history-{entry['history']}", table=rows, description=f"{entry['served']} at {entry['endpoint']}"
+    )
+
+
+@flow(name="monitor")
+def monitor(
+    base_url: str,
+    model: str,
+    weights: str,
+    claim: str | None = None,
+    alpha: float = 0.0001,
+    options: list[str] | None = None,
+) -> str:
+    """Audit an endpoint and compare with the audits before.
+
+    A change of class emits the event `hspi.class-changed` and fails the run; so does a contradicted claim, without the
+    event. A failed endpoint is recorded, tried again twice, then fails the run. The key is OPENAI_API_KEY and the
+    webhook HSPI_WEBHOOK in the worker's environment; neither is a parameter, for Prefect keeps those.
+
+    Args:
+        base_url: URL of the endpoint up to /v1.
+        model: Name under which it serves the model.
+        weights: Zoo id, path or hub id of the weights that are said to be served.
+        claim: Platform id that the provider claims; without it, the class of before.
+        alpha: False alarms of one audit at most. Over n audits n · alpha: hourly for a year, 0.0001 makes 0.9.
+        options: Any more of `hspi monitor`, for example ["--max-tokens", "200"].
+
+    Returns the outcome: consistent, identified, unknown or inconclusive.
+    """
+    words = ["--base-url", base_url, "--model", model, "--weights", weights, "--alpha", str(alpha)]
+    words += ["--claim", claim] if claim else []
+    return watch([*words, "--retries", "0", *(options or [])])
+
+
+def watch(options: list[str]) -> str:
+    entry = check(options)
+    get_run_logger().info("%s: %s", entry["outcome"], entry["news"] or entry["why"])
+    if entry["alert"]:
+        tell(entry)
+    show_history(entry)
+    if entry["alert"]:
+        raise ClassChanged(f"the class must stay as it was, but {entry['news']}")
+    if entry["outcome"] == "contradicted":
+        raise ClaimContradicted(f"the endpoint must serve {entry['claim']}, but {entry['why']}")
+    return str(entry["outcome"])
+
+
+@flow(name="monitor-by-hand")
+def by_hand(options: list[str]) -> str:
+    """The same with the verb's own options."""
+    return watch(options)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
+    by_hand(sys.argv[1:])

@@ -1,0 +1,95 @@
+"""The server behind a URL is really swapped: platforms of the zoo, and Prefect's server, worker and automation."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from contextlib import AbstractContextManager
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+from conftest import Tree, free_port
+
+ALPHA = "0.001"
+
+
+def served(tree: Tree, platform: str, port: int) -> AbstractContextManager[None]:
+    command = ("hspi", "serve", "--platform", platform, "--model", "llama", "--port", str(port))
+    return tree.serving(*command, ready=f"http://127.0.0.1:{port}/health")
+
+
+def asked(url: str, body: dict[str, Any]) -> Any:
+    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urlopen(request, timeout=10) as response:
+        return json.load(response)
+
+
+def until(found: Any, seconds: float = 60) -> Any:
+    """What `found` returns once it is true."""
+    deadline = time.monotonic() + seconds
+    while not (got := found()):
+        assert time.monotonic() < deadline, "it must come, but it did not"
+        time.sleep(0.5)
+    return got
+
+
+def verb(tree: Tree, *words: str) -> tuple[int, dict[str, Any]]:
+    command = ["hspi", "monitor", *words, "--json", "--retries", "0"]
+    done = subprocess.run(command, cwd=tree.path, env=tree.environment, capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr[-2000:]
+    return done.returncode, json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_swapped_server_is_an_alert_an_event_and_a_second_audit(smoke: Tree, monkeypatch: Any) -> None:
+    port, prefect = free_port(), free_port()
+    url, api = f"http://127.0.0.1:{port}/v1", f"http://127.0.0.1:{prefect}/api"
+    words = ("--base-url", url, "--model", "llama", "--weights", "llama", "--alpha", ALPHA)
+    with served(smoke, "torch-bf16", port):
+        code, first = verb(smoke, *words)
+    assert (code, first["outcome"], first["answer"]) == (0, "identified", "torch-bf16")
+    code, gone = verb(smoke, *words)
+    assert (code, gone["outcome"], gone["alert"]) == (4, "failed", False)
+
+    for name, value in {"PREFECT_API_URL": api, "PREFECT_WORKER_QUERY_SECONDS": "1"}.items():
+        monkeypatch.setitem(smoke.environment, name, value)
+    ready = f"{api}/health"
+    with (
+        served(smoke, "torch-fp32", port),
+        smoke.serving("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect), ready=ready),
+    ):
+        smoke.run("prefect", "work-pool", "create", "--type", "process", "hspi-cpu")
+        smoke.run("prefect", "--no-prompt", "deploy", "-n", "audit", "-n", "monitor")
+        smoke.run("python", "flows/automation.py")
+        smoke.run("python", "flows/automation.py")  # made again, there is one
+        parameters = [f"base_url={url}", "model=llama", "weights=llama", f"alpha={ALPHA}"]
+        asking = [word for p in parameters for word in ("--param", p)]
+        smoke.run("prefect", "deployment", "run", "monitor/monitor", *asking)
+        with smoke.serving("prefect", "worker", "start", "--pool", "hspi-cpu", ready=ready):
+
+            def ended(flow: str) -> Any:
+                runs = asked(f"{api}/flow_runs/filter", {"flows": {"name": {"any_": [flow]}}})
+                return [r for r in runs if r["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")]
+
+            (run,) = until(lambda: ended("monitor"), 120)
+            (again,) = until(lambda: ended("audit"), 120)
+        events = asked(f"{api}/events/filter", {"filter": {"event": {"name": ["hspi.class-changed"]}}})["events"]
+        artifacts = asked(f"{api}/artifacts/filter", {})
+    assert run["state"]["type"] == "FAILED" and "torch-fp32 answers now" in run["state"]["message"]
+    (event,) = events
+    assert event["resource"]["hspi.before"] == "torch-bf16" and event["payload"]["answer"] == "torch-fp32"
+    assert again["state"]["type"] == "COMPLETED", again["state"]
+    assert again["parameters"]["options"][:4] == ["--base-url", url, "--model", "llama"]
+    assert f"history-{first['history']}" in {a["key"] for a in artifacts}
+
+    shown = json.loads(smoke.run("hspi", "history", "--base-url", url, "--model", "llama", "--json"))
+    assert [(e["outcome"], e["alert"]) for e in shown] == [
+        ("identified", False), ("failed", False), ("contradicted", True),
+    ]  # fmt: skip
+    smoke.run("hspi", "history", "--base-url", url, "--plot", "history.html")
+    assert "torch-fp32" in (smoke.path / "history.html").read_text("utf-8")
+    (smoke.path / "history.html").unlink()
