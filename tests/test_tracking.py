@@ -192,7 +192,8 @@ def test_only_a_better_one_becomes_champion(root: Path, train: Train, metrics: d
     assert (tracking.champion_path(root) / "facts.json").read_text() == ("[]" if wins else "{}")
 
 
-def test_another_evaluation_set_promotes_nobody_unless_the_champion_is_scored_on_it(root: Path, train: Train) -> None:
+def test_on_another_evaluation_set_both_bundles_are_scored_anew(root: Path, train: Train) -> None:
+    """What they scored elsewhere, and under a stricter protocol, counts for neither."""
     tracking.register(train("{}"), GOOD, "set")
     second = train("[]")
     held = tracking.register(second, better(0.05), "other set")
@@ -200,12 +201,39 @@ def test_another_evaluation_set_promotes_nobody_unless_the_champion_is_scored_on
 
     asked: list[str] = []
 
-    def rescore(bundle: Path) -> dict[str, float]:
-        asked.append((bundle / "facts.json").read_text())
-        return better(0.04)
+    def rescoring(champions: float, challengers: float) -> Callable[[Path], dict[str, float]]:
+        def rescore(bundle: Path) -> dict[str, float]:
+            asked.append((bundle / "facts.json").read_text())
+            return better({"{}": champions, "[]": challengers}[asked[-1]])
 
-    assert tracking.register(second, better(0.05), "other set", rescore=rescore)["champion"] == 2
-    assert asked == ["{}"], "the champion of the other set is what must be scored"
+        return rescore
+
+    for champions, challengers in ((0.07, 0.06), (0.07, 0.07)):
+        kept = tracking.register(second, better(0.09), "other set", rescore=rescoring(champions, challengers))
+        assert kept["champion"] == 1 and not kept["promoted"] and "does not beat" in kept["reason"]
+    won = tracking.register(second, better(-0.05), "other set", rescore=rescoring(0.01, 0.02))
+    assert won["champion"] == 2 and won["promoted"] and sorted(asked) == sorted(["{}", "[]"] * 3)
+    again = tracking.register(second, better(-0.05), "other set", rescore=rescoring(1, 0))
+    assert again["champion"] == 2 and len(asked) == 6, "the champion itself is not challenged by itself"
+
+
+def test_a_champion_that_this_version_cannot_read_gives_way_and_a_challenger_that_it_cannot_is_an_error(
+    root: Path, train: Train
+) -> None:
+    def unreadable(content: str) -> Callable[[Path], dict[str, float]]:
+        def rescore(bundle: Path) -> dict[str, float]:
+            if (bundle / "facts.json").read_text() == content:
+                raise DataError("it reads other features")
+            return better(0.01)
+
+        return rescore
+
+    tracking.register(train("{}"), GOOD, "set")
+    second = train("[]")
+    with pytest.raises(DataError, match="other features"):
+        tracking.register(second, GOOD, "other set", rescore=unreadable("[]"))
+    won = tracking.register(second, GOOD, "other set", rescore=unreadable("{}"))
+    assert won["champion"] == 2 and "cannot be scored" in won["reason"]
 
 
 def test_registering_needs_the_primary_metrics(root: Path, train: Train) -> None:

@@ -160,7 +160,21 @@ def report() -> list[Path]:
 def register() -> dict[str, Any]:
     from hspi import tracking
 
-    return tracking.publish(RUN, BUNDLE, METRICS, TABLES, FIGURES, REGISTRY)
+    return tracking.publish(RUN, BUNDLE, METRICS, TABLES, FIGURES, REGISTRY, rescore=_rescore())
+
+
+def _rescore() -> Callable[[Path], dict[str, float]]:
+    """Scores bundles on the present features, which are read when the first is to be scored."""
+    from functools import cache
+
+    from hspi import params
+    from hspi.evaluation import rescore
+
+    @cache
+    def benches() -> Any:
+        return rescore.benches_of(features_of.load(FEATURES), params.load().evaluation.seed)
+
+    return lambda folder: rescore.score_bundle(folder, benches())
 
 
 def test_probes(probes: list[tuple[str, int]], library: Any, seed: int) -> list[int]:

@@ -23,7 +23,8 @@ PRIMARY = ("replay.probes.macro_accuracy", "replay.probes.macro_accuracy.1x20") 
 _SET = "hspi.evaluation_set"
 
 Rescore = Callable[[Path], Mapping[str, float]]
-"""Bundle folder → metrics on the present evaluation set, to compare with a champion that was evaluated on another."""
+"""Bundle folder → metrics on the present evaluation set, for a champion that was evaluated on another one and for
+whoever challenges it. Raises DataError for a bundle that this version cannot read."""
 
 
 def publish(
@@ -82,9 +83,10 @@ def register(
 ) -> dict[str, Any]:
     """A version of `hspi-detector` for the run's model, and `champion` if it beats the champion on the same set.
 
-    Called again for the same run it changes nothing. A champion of another evaluation set is scored on this one by
-    `rescore`; without `rescore` the two cannot be compared and the champion stays. Returns name, version,
-    evaluation_set, metrics, champion (its version), promoted, reason. Raises DataError if a primary metric is missing.
+    Called again for the same run it changes nothing. If the champion is of another evaluation set, `rescore` scores
+    both bundles on this one, and a champion that cannot be read any more gives way; without `rescore` they cannot be
+    compared and the champion stays. Returns name, version, evaluation_set, metrics, champion (its version), promoted,
+    reason. Raises DataError if a primary metric is missing.
     """
     score = _primary(metrics)
     with open_store(root) as client, locked(store_root(root)):
@@ -122,7 +124,11 @@ def _judge(
     if champion.tags[_SET] != evaluation_set:
         if rescore is None:
             return False, f"champion {champion.version} was evaluated on another set and cannot be compared"
-        theirs = _primary(rescore(_bundle_of(client, champion)))
+        score = _primary(rescore(_bundle_of(client, mine)))
+        try:
+            theirs = _primary(rescore(_bundle_of(client, champion)))
+        except DataError as error:
+            return True, f"champion {champion.version} cannot be scored on this set: {error}"
     if score > theirs:
         return True, f"{score} beats champion {champion.version}'s {theirs} on the same set"
     return False, f"{score} does not beat champion {champion.version}'s {theirs} on the same set"
