@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import random
 import threading
 from collections import Counter
@@ -30,7 +31,11 @@ MOMENTARY = (  # go away when the question is asked again
 LASTING = (  # hold for the whole audit
     "always-500", "always-nan", "rounded-2", "rounded-4", "foreign-tokens", "no-logprobs-ever", "switch", "mixture",
     "only-5", "only-1", "unsorted", "html-text", "chat-only", "chat-template", "text-prompts", "wrong-model",
+    "floored-2", "truncated-3", "text-chat", "draws",
 )  # fmt: skip
+
+
+ROUNDED = {"rounded": round, "floored": math.floor, "truncated": math.trunc}
 
 
 @dataclass
@@ -147,7 +152,7 @@ class Misbehaving:
 
     def answer(self, path: str, body: dict[str, Any], fault: str) -> tuple[int, Any]:
         chat = path.endswith("chat/completions")
-        only_chat = self.lasting.startswith("chat")
+        only_chat = self.lasting.startswith("chat") or self.lasting == "text-chat"
         if not (path.endswith("completions") and (chat or not only_chat)):
             return 404, {"error": {"message": "no such route"}}
         prompt = body["messages"][0]["content"] if chat else body["prompt"]
@@ -158,10 +163,12 @@ class Misbehaving:
         k = body.get("top_logprobs" if chat else "logprobs") or 0
         if k > {"only-5": 5, "only-1": 1}.get(self.lasting, 100):
             return 400, {"error": {"message": "too many logprobs"}}
-        pairs = self.pairs(world.find(prompt), k)
+        pairs = self.pairs(world.find(prompt), max(k, 3))
+        written = self.draw(pairs) if self.lasting == "draws" else pairs[0][0]
+        pairs = pairs[:k] if k else []
         pairs = self.spoil(pairs, fault)
         named = [(self.name(t, bool(body.get("return_tokens_as_token_ids"))), v) for t, v in pairs]
-        if fault == "no-logprobs" or self.lasting == "no-logprobs-ever":
+        if fault == "no-logprobs" or self.lasting in ("no-logprobs-ever", "text-chat", "draws") or not named:
             logprobs = None
         elif chat:
             top = [{"token": t, "logprob": v, "bytes": []} for t, v in named]
@@ -172,8 +179,9 @@ class Misbehaving:
                 logprobs["top_logprobs"][0][world.text_of([pairs[0][0]])] = named[0][1] - 5
             if fault == "two-tokens":
                 logprobs = {n: v * 2 for n, v in logprobs.items()}
-        text = "<script>alert('x')</script>" if self.lasting == "html-text" else "x"
-        choice = {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": "length"}
+        text = "<script>alert('x')</script>" if self.lasting == "html-text" else world.text_of([written])
+        said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        choice = {"index": 0, **said, "logprobs": logprobs, "finish_reason": "length"}
         template = 9 if self.lasting == "chat-template" else 0
         usage = {"prompt_tokens": len(prompt) + template, "completion_tokens": 1}
         return 200, {"id": "x", "choices": [choice] * (2 if fault == "two-choices" else 1), "usage": usage}
@@ -190,15 +198,22 @@ class Misbehaving:
         rows = rows_of(formula, self.setting)
         ids, values = top_k(rows[at : at + 1], max(k, 1))
         found: list[tuple[int, Any]] = [(int(i), float(v)) for i, v in zip(ids[0], values[0], strict=True)]
-        if self.lasting.startswith("rounded"):
-            found = [(i, round(v, int(self.lasting[-1]))) for i, v in found]
+        how, _, digits = self.lasting.rpartition("-")
+        if how in ROUNDED:
+            found = [(i, ROUNDED[how](v * 10 ** int(digits)) / 10 ** int(digits)) for i, v in found]
         if self.lasting == "always-nan":
             found[1] = (found[1][0], float("nan"))
         if self.lasting == "unsorted":
             found = [found[0], *random.Random(at).sample(found[1:], len(found) - 1)]
         return found
 
+    def draw(self, pairs: list[tuple[int, Any]]) -> int:
+        """A server that ignores `temperature`."""
+        return int(random.choices([t for t, _ in pairs], [math.exp(v) for _, v in pairs])[0])
+
     def spoil(self, pairs: list[tuple[int, Any]], fault: str) -> list[tuple[int, Any]]:
+        if not pairs:
+            return pairs
         token = pairs[-1][0]
         if fault == "fewer":
             return pairs[: max(1, len(pairs) // 2)]

@@ -94,12 +94,35 @@ def test_a_change_of_platform_is_named(tmp_path: Path) -> None:
     assert found.outcome == "inconclusive" and "changed" in found.why and "bf16 then int8" in found.why
 
 
-@pytest.mark.parametrize("lasting", ["rounded-2", "rounded-4", "foreign-tokens", "chat-template", "always-nan"])
-def test_what_cannot_be_judged_is_inconclusive_and_says_why(lasting: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lasting", "level"), [("foreign-tokens", "none"), ("chat-template", "distribution"), ("draws", "none")]
+)
+def test_what_cannot_be_judged_is_inconclusive_and_says_why(lasting: str, level: str, tmp_path: Path) -> None:
     with serving(Misbehaving(lasting=lasting)) as server:
         found = audit(server, tmp_path / "a")
-    assert (found.outcome, found.exit_code, found.level) == ("inconclusive", 3, "none")
+    assert (found.outcome, found.exit_code, found.level) == ("inconclusive", 3, level)
     assert found.why
+
+
+@pytest.mark.parametrize("how", ["rounded", "floored", "truncated"])
+@pytest.mark.parametrize("digits", [2, 4])
+def test_rounded_numbers_still_part_platforms_however_they_are_rounded(how: str, digits: int, tmp_path: Path) -> None:
+    with serving(Misbehaving("bf16", lasting=f"{how}-{digits}")) as server:
+        true = audit(server, tmp_path / "true")
+        lie = audit(server, tmp_path / "lie", "int8")
+    assert true.level == lie.level == f"replay, rounded to {digits} decimals"
+    assert true.outcome in ("consistent", "inconclusive") and true.set_at[0] == "bf16"
+    assert (lie.outcome, lie.failed_factors) == ("contradicted", {"dtype": ["int8", "bf16"]})
+
+
+@pytest.mark.parametrize("lasting", ["no-logprobs-ever", "only-1", "always-nan", "text-chat"])
+@pytest.mark.parametrize(("platform", "claim"), [("bf16", "bf16"), ("int8", "bf16"), ("int8", "int8")])
+def test_text_alone_never_accuses_an_honest_platform(lasting: str, platform: str, claim: str, tmp_path: Path) -> None:
+    with serving(Misbehaving(platform, lasting=lasting)) as server:
+        found = audit(server, tmp_path / "a", claim)
+    assert found.level == "text" and found.top_k == 1 and found.posterior == {}
+    assert claim in found.set_at or platform != claim
+    assert found.outcome in (("contradicted", "inconclusive") if platform != claim else ("consistent", "inconclusive"))
 
 
 @pytest.mark.parametrize("lasting", ["only-5", "chat-only", "text-prompts", "unsorted", "html-text"])

@@ -48,6 +48,22 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "outcome": self.outcome}
 
+    def lines(self) -> list[str]:
+        """For people."""
+        out = []
+        if self.posterior or self.set_at:
+            out.append(f"answer        {self.answer}  ({self.outcome})")
+        if len(self.members) > 1:
+            out.append(f"one class     {', '.join(self.members)}: these probes cannot tell them apart")
+        if self.posterior:
+            best = sorted(self.posterior.items(), key=lambda item: -item[1])[:4]
+            out.append("posterior     " + ", ".join(f"{name} {p:.4f}" for name, p in best))
+        if self.set_at:
+            out.append(f"set at {1 - self.alpha:<6g} " + ", ".join(self.set_at))
+        if self.claim_p_value is not None:
+            out.append(f"claim         {self.claim}: p = {self.claim_p_value:.4g} (alpha {self.alpha:g})")
+        return [*out, f"evidence      {self.level}, model {self.model}, {self.probes} tokens × top-{self.top_k}"]
+
 
 def decide(
     class_scores: Floats,

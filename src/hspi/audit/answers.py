@@ -7,7 +7,7 @@ servers that put the token's id into each record. Tokens are named by id ("token
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,19 @@ def read_answer(data: dict[str, Any], names: Names, at_least: int = 1) -> Answer
         _count(usage, "prompt_tokens"),
         _count(usage, "completion_tokens"),
     )
+
+
+def read_text(data: dict[str, Any], symbol: Callable[[Any], int]) -> Answer:
+    """The one greedy token of a reply, whatever log-probabilities come: k = 1, its log-probability said to be 0.
+
+    symbol: text → id. Raises ValueError, in one line, where the reply holds no such token.
+    """
+    choice = _only(data.get("choices"), "choices")
+    message = choice.get("message")
+    token = symbol(message.get("content") if isinstance(message, dict) else choice.get("text"))
+    usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
+    counts = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+    return Answer(np.array([token], np.int32), np.zeros(1, np.float32), token, 0, *counts)
 
 
 Pairs = list[tuple[tuple[int, bool], Any]]

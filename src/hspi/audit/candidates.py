@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hspi import featurize, zoo
 from hspi.bundle import Bundle
-from hspi.errors import ConfigError, DataError, PlatformError
-from hspi.evidence.aligned import Aligned, align
+from hspi.errors import ConfigError, DataError, PlatformError, UnknownName
+from hspi.evidence.aligned import ABSENT, Aligned, align
 from hspi.evidence.equivalence import Classes
 from hspi.params import Params
 from hspi.platforms import catalogue, machine
@@ -33,23 +35,49 @@ def parse_kinds(text: str) -> tuple[str, ...]:
 
 
 def gather(
-    bundle: Bundle, ref: ModelRef, kinds: Sequence[str], p: Params, store: Path, cache: Path, say: Say
+    bundle: Bundle,
+    ref: ModelRef,
+    kinds: Sequence[str],
+    p: Params,
+    store: Path,
+    cache: Path,
+    say: Say,
+    *,
+    claim: str | None = None,
+    params_file: str = "params.yaml",
 ) -> tuple[Bundle, str]:
     """(the bundle with a library for these weights, the name they have in it).
 
-    `store` and `cache` are folders of signatures; what this machine collects goes to `cache`, and is not made again.
-    Raises DataError where there is no candidate.
+    The detector's own library comes first, then what it lacks: of the store, and of what runs on this machine, the
+    claim before all. `store` and `cache` are folders of signatures; what is collected here goes to `cache` and is not
+    made again. Without any signature the bundle comes back without a library of that name.
     """
     name = known_as(ref)
+    library = bundle.library.get(name) if "store" in kinds else None
+    known = set() if library is None else set(library.platform_ids())
+    more: list[Signature] = []
+    if "store" in kinds and (library is None or "local" in kinds or claim not in {None, *known}):
+        more = _signatures(store, ref, known)
+        known |= {s.header.platform.id for s in more}
     if "local" in kinds:
-        known = bundle.classes[name].platform_ids if name in bundle.classes else []
-        collect_here([i for i in p.platforms if i not in known], ref, p, cache, say)
-    local = _signatures(cache, ref) if "local" in kinds else []
-    if name not in bundle.library or local or "store" not in kinds:
-        stored = _signatures(store, ref) if "store" in kinds else []
-        bundle = with_library(bundle, ref, name, [*stored, *local], p, cache / "reference")
+        wanted = [i for i in dict.fromkeys([*_in_catalogue(claim), *p.platforms]) if i not in known]
+        collect_here(wanted, ref, cache, say, params_file)
+        more += _signatures(cache, ref, known)
+    if library is None and not more:
+        hint = "" if "local" in kinds else ": --candidates local,store makes those that this machine can run"
+        say(f"no signatures of {name!r} are known{hint}")
+        return Bundle(bundle.verifier, bundle.family, bundle.calibration, {}, {}), name
+    if more:
+        bundle = with_library(bundle, ref, name, more, p, cache / "reference", library)
     keep = [q.id for q in bundle.library[name].platforms if q.provenance != "emulated" or "emulated" in kinds]
     return only(bundle, name, keep), name
+
+
+def _in_catalogue(platform: str | None) -> list[str]:
+    try:
+        return [] if platform is None else [catalogue.get(platform).id]
+    except UnknownName:
+        return []  # the claim's own check says so, with the candidates' names
 
 
 def known_as(ref: ModelRef) -> str:
@@ -58,7 +86,7 @@ def known_as(ref: ModelRef) -> str:
     return str(same[0]) if same else ref.id
 
 
-def collect_here(platforms: Sequence[str], ref: ModelRef, p: Params, cache: Path, say: Say) -> None:
+def collect_here(platforms: Sequence[str], ref: ModelRef, cache: Path, say: Say, params_file: str) -> None:
     """Signatures of every one of these platforms that runs here, each in a process of its own."""
     for platform in platforms:
         if not machine.availability(catalogue.get(platform)).runnable:
@@ -66,31 +94,64 @@ def collect_here(platforms: Sequence[str], ref: ModelRef, p: Params, cache: Path
         say(f"replaying {platform} on this machine (cached in {cache})")
         model = ref.id if ref.id in zoo.ZOO else str(ref.path)
         command = [sys.executable, "-m", "hspi", "collect", "--platform", platform, "--model", model]
-        command += ["--out", str(cache), "--progress", "none", "--jobs", "1"]
+        command += ["--out", str(cache), "--progress", "none", "--jobs", "1", "--params", params_file]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [str(done.returncode)])[-1]
             raise PlatformError(f"{platform} must run on this machine, but: {last.removeprefix('Error: ')}")
 
 
-def _signatures(root: Path, ref: ModelRef) -> list[Signature]:
-    return [read_signature(f) for f in iter_store(root) if read_header(f).weights_hash == ref.weights_hash]
+def _signatures(root: Path, ref: ModelRef, but: Collection[str]) -> list[Signature]:
+    """All of these weights below a folder, except those of the platforms `but`."""
+    headers = {path: read_header(path) for path in iter_store(root)}
+    found = [f for f, h in headers.items() if h.weights_hash == ref.weights_hash and h.platform.id not in but]
+    return [read_signature(f) for f in found]
 
 
 def with_library(
-    bundle: Bundle, ref: ModelRef, name: str, signatures: Sequence[Signature], p: Params, references: Path
+    bundle: Bundle,
+    ref: ModelRef,
+    name: str,
+    signatures: Sequence[Signature],
+    p: Params,
+    references: Path,
+    library: Aligned | None = None,
 ) -> Bundle:
-    if not signatures:
-        raise DataError(
-            f"there must be candidates for {name!r}, but no signature is known: try --candidates local,store"
-        )
+    """The bundle with these signatures as candidates, beside those of `library`; classes are measured anew."""
     specs = [p.probes.spec(s) for s in p.probes.sets]
     references.mkdir(parents=True, exist_ok=True)
     model = ref.id if ref.id in zoo.ZOO else str(ref.path)
     logits, predicted = featurize.references(model, specs, references)
     data = align(name, signatures, logits, predicted=predicted)
+    if library is not None:
+        data = joined(library, data)
     classes = featurize.classify(data, p.evaluation.seed, p.evaluation.top_k)
     return replace_library(bundle, data, classes)
+
+
+def joined(first: Aligned, second: Aligned) -> Aligned:
+    """Both libraries' platforms on the same probes and slots. Raises DataError if those differ."""
+    clash = any(second.probe_hashes.get(name, known) != known for name, known in first.probe_hashes.items())
+    if clash or first.probes != second.probes or not np.array_equal(first.slots, second.slots):
+        raise DataError(f"signatures of {first.model!r} must answer the detector's own probes, but these do not")
+    settings = sorted({*first.nuisances, *second.nuisances})
+
+    def spread(data: Aligned, array: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
+        out = np.full((len(array), len(settings), *array.shape[2:]), empty, array.dtype)
+        out[:, [settings.index(n) for n in data.nuisances]] = array
+        return out
+
+    def both(name: str, empty: float) -> npt.NDArray[Any]:
+        return np.concatenate([spread(d, getattr(d, name), empty) for d in (first, second)])
+
+    return replace(
+        first,
+        platforms=[*first.platforms, *second.platforms],
+        nuisances=settings,
+        logprobs=both("logprobs", np.nan),
+        rank=both("rank", ABSENT),
+        raw=both("raw", np.nan),
+    )
 
 
 def replace_library(bundle: Bundle, data: Aligned, classes: Classes) -> Bundle:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from hspi.audit.material import Material, Probe
 from hspi.audit.plan import Plan
 from hspi.audit.scoring import Scorer
 from hspi.bundle import Observation
-from hspi.verdict import UNKNOWN
+from hspi.verdict import UNKNOWN, Verdict
 
 STRETCH = 24  # answers in a row that are looked at alone, in search of a change of platform
 FITS = np.log(2.0)  # evidence against a class below which it fits a stretch
@@ -23,7 +23,9 @@ FACTORS = ("hardware", "engine", "dtype", "quantization", "isa_cap", "attention"
 
 @dataclass(slots=True)
 class Findings:
-    """Answers in the plan's order: what was seen, its scores (VIEWS, C, S), and ln E against each class after it."""
+    """Answers in the plan's order: what was seen and, where candidates are tested, its scores (VIEWS, C, S) and ln E
+    against each class after it.
+    """
 
     names: list[str] = field(default_factory=list)
     seen: list[Observation] = field(default_factory=list)
@@ -34,9 +36,8 @@ class Findings:
     output_tokens: int = 0
     foreign: int = 0
 
-    def add(self, probe: Probe, answer: Answer, seen: Observation, scores: npt.NDArray[np.float32]) -> None:
+    def add(self, probe: Probe, answer: Answer, seen: Observation) -> None:
         self.seen.append(seen)
-        self.scores.append(scores)
         self.prompt_tokens += len(probe.ids) if answer.prompt_tokens is None else answer.prompt_tokens
         self.output_tokens += 1 if answer.completion_tokens is None else answer.completion_tokens
         self.foreign += answer.foreign
@@ -53,6 +54,13 @@ class Findings:
         reached = np.flatnonzero(np.asarray(self.processes)[:, label] >= -np.log(alpha))
         return int(reached[0]) + 1 if len(reached) else None
 
+    def spoilt(self) -> str:
+        """Why nothing may be concluded from such answers; empty where one may."""
+        total = len(self.seen) + len(self.unusable)
+        if len(self.unusable) > TOO_MANY * total:
+            return f"{len(self.unusable)} of {total} answers were unusable ({self.unusable[0]})"
+        return f"{self.foreign} tokens are not in the model's vocabulary" if self.foreign else ""
+
     def together(self) -> Observation:
         """All usable answers as one observation."""
         probes = [p for part in self.seen for p in part.probes]
@@ -60,70 +68,61 @@ class Findings:
         return Observation(self.seen[0].model, probes, ids, logprobs)
 
 
-@dataclass(frozen=True, slots=True)
-class Conclusion:
-    """outcome: consistent, contradicted, identified, unknown or inconclusive, and `why` in a sentence.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conclusion(Verdict):
+    """A verdict that holds at any time of stopping, and what it took: `concluded` is its outcome (consistent,
+    contradicted, identified, unknown or inconclusive), `why` a sentence.
 
-    set_at: classes that are not excluded at level alpha, at any time of stopping. claim_p_value: least level at which
-    the claim is excluded so (1 / the highest E). posterior: the detector's, over all answers, not time-uniform.
+    set_at: classes that are not excluded at level alpha. claim_p_value: least level at which the claim is excluded
+    (1 / the highest E). posterior: the detector's, over all answers, not time-uniform. formats: of the levels that see
+    a number format alone, the lowest posterior of each over blocks of answers.
     """
 
-    outcome: str
+    concluded: str
     why: str
-    answer: str
-    members: list[str]
-    posterior: dict[str, float]
-    set_at: list[str]
-    alpha: float
-    claim: str | None
-    claim_p_value: float | None
-    log10_e: dict[str, float]
-    failed_factors: dict[str, list[str]]
-    not_told_apart: list[list[str]]
-    to_tell_more: str
-    level: str
-    top_k: int
-    model: str
-    requests: int
-    unusable: int
-    prompt_tokens: int
-    output_tokens: int
-    cost: float | None
+    log10_e: dict[str, float] = field(default_factory=dict)
+    failed_factors: dict[str, list[str]] = field(default_factory=dict)
+    not_told_apart: list[list[str]] = field(default_factory=list)
+    formats: dict[str, float] = field(default_factory=dict)
+    to_tell_more: str = ""
+    requests: int = 0
+    unusable: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cost: float | None = None
+
+    @property
+    def outcome(self) -> str:
+        return self.concluded
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        whole = Verdict.to_dict(self)
+        return {name: value for name, value in whole.items() if name != "concluded"}
 
     @property
     def exit_code(self) -> int:
         return {"consistent": 0, "identified": 0, "contradicted": 1}.get(self.outcome, 3)
 
     def lines(self) -> list[str]:
-        out = [f"verdict       {self.outcome}: {self.why}"]
-        if self.posterior:
-            out.append(f"answer        {self.answer}")
-            if len(self.members) > 1:
-                out.append(f"one class     {', '.join(self.members)}: these probes cannot tell them apart")
-            best = sorted(self.posterior.items(), key=lambda item: -item[1])[:4]
-            out.append("posterior     " + ", ".join(f"{name} {p:.4f}" for name, p in best))
-            out.append(f"set at {1 - self.alpha:<6g} " + ", ".join(self.set_at))
-        if self.claim_p_value is not None:
-            out.append(
-                f"claim         {self.claim}: p = {self.claim_p_value:.3g} at any stopping (alpha {self.alpha:g})"
-            )
+        out = [f"verdict       {self.outcome}: {self.why}", *Verdict.lines(self)]
         for factor, (said, found) in self.failed_factors.items():
             out.append(f"fails on      {factor}: claimed {said}, answers like {found}")
+        if self.formats:
+            best = sorted(self.formats.items(), key=lambda item: -item[1])[:3]
+            out.append("formats       " + ", ".join(f"{name} {p:.4f}" for name, p in best))
         money = "" if self.cost is None else f", cost {self.cost:.4g}"
         out.append(
-            f"evidence      {self.level}, top-{self.top_k}, {self.requests} requests, "
-            f"{self.prompt_tokens} prompt and {self.output_tokens} output tokens{money}"
+            f"use           {self.requests} requests, {self.prompt_tokens} prompt and {self.output_tokens} output "
+            f"tokens{money}"
         )
         return [*out, f"to tell more  {self.to_tell_more}"] if self.to_tell_more else out
 
 
 def conclude(material: Material, plan: Plan, scorer: Scorer | None, found: Findings) -> Conclusion:
+    """At the levels that test candidates. Without a scorer, or an answer, there is nothing to conclude from."""
     if scorer is None or not found.seen:
         reason = plan.why if scorer is None else f"no answer was usable ({found.unusable[0]})" if found.unusable else ""
-        return _silent(material, plan, found, reason or "no probe was asked")
+        return inconclusive(material, plan, found, reason or "no probe was asked", EXACT)
     settings, classes = material.settings, scorer.classes
     judged, posterior = scorer.judge(found.together(), settings.alpha)
     out = found.excluded(settings.alpha)
@@ -133,25 +132,53 @@ def conclude(material: Material, plan: Plan, scorer: Scorer | None, found: Findi
     highest = found.highest()
     members = [] if answer == UNKNOWN else classes.members(_label(scorer, answer))
     p = None if claimed is None else float(np.exp(-max(highest[claimed], 0.0)))
-    return Conclusion(
-        outcome=outcome,
+    return conclusion(
+        material,
+        plan,
+        found,
+        concluded=outcome,
         why=why,
         answer=answer,
         members=members,
         posterior={name: round(value, 6) for name, value in posterior.items()},
         set_at=[classes.name(c) for c in left] or [UNKNOWN],
-        alpha=settings.alpha,
-        claim=settings.claim,
         claim_p_value=None if p is None else _digits(p),
         log10_e={classes.name(c): round(float(highest[c] / np.log(10)), 3) for c in range(classes.count)},
         failed_factors=_factors(scorer, settings.claim, members) if outcome == "contradicted" else {},
         not_told_apart=[classes.members(c) for c in left] if len(left) > 1 else [],
         to_tell_more=_advice(plan, found, outcome, left),
-        level=plan.level,
-        top_k=scorer.k,
-        model=settings.model,
-        **_spent(material, found),
     )
+
+
+EXACT = "an endpoint with exact top log-probabilities, best on /v1/completions with token ids as prompt"
+
+
+def inconclusive(material: Material, plan: Plan, found: Findings, why: str, more: str) -> Conclusion:
+    return conclusion(material, plan, found, concluded="inconclusive", why=why, to_tell_more=more)
+
+
+def conclusion(material: Material, plan: Plan, found: Findings, **said: Any) -> Conclusion:
+    s, tokens = material.settings, found.prompt_tokens + found.output_tokens
+    whole: dict[str, Any] = {
+        "answer": UNKNOWN,
+        "members": [],
+        "posterior": {},
+        "set_at": [],
+        "claim_p_value": None,
+        **said,
+        "alpha": s.alpha,
+        "claim": s.claim,
+        "level": plan.level,
+        "probes": len(found.seen),
+        "top_k": found.seen[0].ids.shape[1] if found.seen else plan.capabilities.top_k,
+        "model": s.model,
+        "requests": len(found.names),
+        "unusable": len(found.unusable),
+        "prompt_tokens": found.prompt_tokens,
+        "output_tokens": found.output_tokens,
+        "cost": None if s.price is None else _digits(tokens * s.price / 1e6),
+    }
+    return Conclusion(**whole)
 
 
 def _outcome(
@@ -160,16 +187,15 @@ def _outcome(
     """(outcome, why, answer)."""
     classes, alpha = scorer.classes, material.settings.alpha
     answer = classes.name(left[0]) if len(left) == 1 and judged == classes.name(left[0]) else UNKNOWN
-    total = len(found.seen) + len(found.unusable)
-    if len(found.unusable) > TOO_MANY * total:
-        return "inconclusive", f"{len(found.unusable)} of {total} answers were unusable ({found.unusable[0]})", UNKNOWN
-    if found.foreign:
-        return "inconclusive", f"{found.foreign} tokens are not in the model's vocabulary", UNKNOWN
+    if spoilt := found.spoilt():
+        return "inconclusive", spoilt, UNKNOWN
     if (claimed is not None and claimed not in left) or len(left) != 1:
         served = several(scorer, found, alpha)
         if len(served) > 1:
             return "inconclusive", f"the endpoint changed while it was asked: {' then '.join(served)}", UNKNOWN
     if claimed is not None and claimed not in left:
+        if not scorer.proves_absence and not any(found.processes[-1][c] < FITS for c in left):
+            return "inconclusive", f"no candidate answers so, {material.settings.claim} among them", UNKNOWN
         told = f"it answers like {answer}" if answer != UNKNOWN else "and it answers like no single candidate"
         after = found.crossed(claimed, alpha)
         return "contradicted", f"{material.settings.claim} is excluded after {after} answers; {told}", answer
@@ -241,41 +267,6 @@ def _advice(plan: Plan, found: Findings, outcome: str, left: list[int]) -> str:
     if outcome == "inconclusive":
         return "audit again; if it stays so, ask the provider what stands behind this URL"
     return ""
-
-
-def _silent(material: Material, plan: Plan, found: Findings, why: str) -> Conclusion:
-    s = material.settings
-    return Conclusion(
-        outcome="inconclusive",
-        why=why,
-        answer=UNKNOWN,
-        members=[],
-        posterior={},
-        set_at=[],
-        alpha=s.alpha,
-        claim=s.claim,
-        claim_p_value=None,
-        log10_e={},
-        failed_factors={},
-        not_told_apart=[],
-        to_tell_more="an endpoint with exact top log-probabilities, best on /v1/completions with token ids as prompt",
-        level=plan.level,
-        top_k=plan.capabilities.top_k,
-        model=s.model,
-        **_spent(material, found),
-    )
-
-
-def _spent(material: Material, found: Findings) -> dict[str, Any]:
-    tokens = found.prompt_tokens + found.output_tokens
-    price = material.settings.price
-    return {
-        "requests": len(found.names),
-        "unusable": len(found.unusable),
-        "prompt_tokens": found.prompt_tokens,
-        "output_tokens": found.output_tokens,
-        "cost": None if price is None else _digits(tokens * price / 1e6),
-    }
 
 
 def _digits(value: float) -> float:

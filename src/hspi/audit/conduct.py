@@ -9,23 +9,26 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hspi.audit import material as materials
 from hspi.audit import page
-from hspi.audit.answers import Answer, Names, clipped, read_answer
+from hspi.audit.agreement import Symbols
+from hspi.audit.answers import Answer, Names, clipped, read_answer, read_text
 from hspi.audit.conclude import Conclusion, Findings, conclude
-from hspi.audit.discovery import Ask, discover
+from hspi.audit.discovery import Ask, Capabilities, discover
+from hspi.audit.format_verdict import conclude_formats
+from hspi.audit.levels import TOP_K, Level, choose_level, make_scorer
 from hspi.audit.material import Material, Probe, write_json
-from hspi.audit.plan import Plan, choose_level, make_plan
+from hspi.audit.plan import Plan, make_plan
 from hspi.audit.records import Records, check_seal, is_sealed, seal
 from hspi.audit.scoring import Evidence, Scorer
-from hspi.audit.verified import Replay
 from hspi.bundle import Observation
 from hspi.client import Endpoint, Invalid, Question
 from hspi.errors import ConfigError, DataError
+from hspi.evidence.aligned import Aligned
+from hspi.evidence.equivalence import Classes
 
-TOP_K = 20  # what the verifier knows best; more alternatives than this are not used
 AFTER_CONTRADICTION = 16  # answers more, in the hope of naming what serves instead
 AT_LEAST = 24  # answers before a class may be named, so that what is in no library has time to show
 
@@ -41,28 +44,43 @@ async def audit(
     *,
     dry_run: bool = False,
     cache: Path | None = None,
+    refer: Refer | None = None,
 ) -> tuple[Plan, Conclusion | None]:
     """Ask, judge, write the bundle. Without an endpoint the answers in `folder` must suffice.
 
-    cache: a folder where the candidates' own scores are kept from audit to audit.
+    cache: a folder where the candidates' own scores are kept from audit to audit; refer: makes the reference that the
+    residual level needs, where the folder holds none.
 
     Raises EndpointError when a question stays unanswered; what was answered is kept, and the same call goes on.
     """
     with Records(folder, endpoint) as records:
-        plan, scorer = await _plan(material, records.ask, cache)
+        names, symbols = Names(material.vocabulary), Symbols(material.vocabulary, material.special)
+        prompts = [(p.ids, p.text) for p in material.warm_up]
+        cap = await discover(records.ask, material.settings.served, prompts, names, symbols.read)
+        level = choose_level(cap, material)
+        scorer = make_scorer(level, cap, material, cache)
+        plan = make_plan(material, cap, level, scorer)
         for line in plan.lines():
             say(line)
         if dry_run:
             return plan, None
-        findings = await _findings(material, plan, scorer, records.ask)
-        conclusion = conclude(material, plan, scorer, findings)
+        reference = _reference(folder, plan, level, refer)
+        findings = await _findings(material, plan, scorer, _reader(cap, names, symbols), records.ask)
+        if level.kind in ("residual", "distribution"):
+            found = conclude_formats(material, plan, findings, reference)
+        else:
+            found = conclude(material, plan, scorer, findings)
         if endpoint is not None and not is_sealed(folder):
             records.finish([*_discovery_names(records), *findings.names])
             write_json(folder / "plan.json", plan.to_dict())
-            write_json(folder / "verdict.json", conclusion.to_dict())
-            page.write(folder / "report.html", plan, conclusion, material)
+            write_json(folder / "verdict.json", found.to_dict())
+            page.write(folder / "report.html", plan, found, material)
             seal(folder)
-    return plan, conclusion
+    return plan, found
+
+
+Refer = Callable[[Sequence[Probe], Sequence[Sequence[int]]], Aligned]
+"""Probes and the contexts that reach the model → their reference, as `formats.refer` makes it."""
 
 
 def open_folder(folder: Path, material: Callable[[], Material], settings: materials.Settings) -> Material:
@@ -86,6 +104,7 @@ def open_folder(folder: Path, material: Callable[[], Material], settings: materi
     return materials.load(folder)
 
 
+REFERENCE = "reference.safetensors"
 READY = "ready"  # stands once the material is whole
 
 
@@ -103,38 +122,49 @@ def replay(folder: Path, say: Say) -> tuple[Plan, Conclusion]:
 # ---------------------------------------------------------------- parts
 
 
-async def _plan(material: Material, ask: Ask, cache: Path | None) -> tuple[Plan, Scorer | None]:
-    names = Names(material.vocabulary)
-    prompts = [(p.ids, p.text) for p in material.warm_up]
-    cap = await discover(ask, material.settings.served, prompts, names)
-    scorer = None
-    if choose_level(cap)[0] == "replay":
-        k = min(TOP_K, cap.top_k)
-        scorer = Replay.of(material.bundle, material.settings.model, k, material.settings.seed, cache)
-    return make_plan(material, cap, scorer), scorer
+def _reference(folder: Path, plan: Plan, level: Level, refer: Refer | None) -> Aligned | None:
+    """Of the plan's probes at the residual level: the one in the folder, else made and put there."""
+    if level.kind != "residual" or not plan.probes:
+        return None
+    path = folder / REFERENCE
+    if not path.exists():
+        if refer is None:
+            raise DataError(f"{path} must hold the reference of these weights, but it is missing")
+        contexts = [p.variants[level.context] if level.context else p.ids for p in plan.probes]
+        refer(plan.probes, contexts).save(path)
+    return Aligned.load(path)
+
+
+Read = Callable[[dict[str, Any]], Answer]
+
+
+def _reader(cap: Capabilities, names: Names, symbols: Symbols) -> Read:
+    """From a reply's object to the answer in it; raises ValueError."""
+    if cap.form is not None and cap.form.top == 0:
+        return lambda data: read_text(data, symbols.read)
+    least = 1 if cap.form is None else min(cap.form.top, cap.top_k)
+    return lambda data: read_answer(data, names, least)
 
 
 def _discovery_names(records: Records) -> list[str]:
     return sorted(name for name in records.rows if name.startswith("discover-"))
 
 
-async def _findings(material: Material, plan: Plan, scorer: Scorer | None, ask: Ask) -> Findings:
+async def _findings(material: Material, plan: Plan, scorer: Scorer | None, read: Read, ask: Ask) -> Findings:
     findings = Findings()
-    if scorer is None or plan.capabilities.form is None:
+    form = plan.capabilities.form
+    if form is None:
         return findings
-    names, form = Names(material.vocabulary), plan.capabilities.form
-    least = min(form.top, plan.capabilities.top_k)
-    judge = _Judge(material, scorer, scorer.start(), findings)
+    k = min(TOP_K, plan.capabilities.top_k)
+    judge = _Judge(material, k, scorer, None if scorer is None else scorer.start(), findings)
 
     def question(probe: Probe) -> Question:
         body = form.body(material.settings.served, probe.ids, probe.text)
         return Question(f"probe-{probe.set}-{probe.id}", form.route, body)
 
     async def answer(probe: Probe) -> Answer | str:
-        asked = question(probe)
         try:
-            reply = await ask(asked, lambda r: read_answer(r.data, names, least))
-            return read_answer(reply.data, names, least)
+            return read((await ask(question(probe), lambda reply: read(reply.data))).data)
         except Invalid as error:
             return str(error)
 
@@ -153,8 +183,9 @@ class _Judge:
     """Feeds answers to the evidence, in the plan's order, and says when it suffices."""
 
     material: Material
-    scorer: Scorer
-    evidence: Evidence
+    k: int
+    scorer: Scorer | None
+    evidence: Evidence | None
     findings: Findings
     _parted_at: int | None = field(default=None)
 
@@ -164,14 +195,17 @@ class _Judge:
         if isinstance(found, str):
             f.unusable.append(found)
             return False
-        ids, logprobs = clipped(found, self.scorer.k)
+        ids, logprobs = clipped(found, self.k)
         seen = Observation(self.material.settings.model, [(probe.set, probe.id)], ids[None], logprobs[None])
-        f.add(probe, found, seen, self.scorer.scores(seen)[..., 0])
+        f.add(probe, found, seen)
+        if self.scorer is None or self.evidence is None:
+            return False  # this level has a fixed number of probes
+        f.scores.append(self.scorer.scores(seen)[..., 0])
         f.processes.append(self.evidence.add(f.scores[-1]))
-        return self.enough()
+        return self.enough(self.scorer.classes)
 
-    def enough(self) -> bool:
-        settings, classes = self.material.settings, self.scorer.classes
+    def enough(self, classes: Classes) -> bool:
+        settings = self.material.settings
         t = len(self.findings.processes)
         out = self.findings.excluded(settings.alpha)
         if settings.claim is not None:

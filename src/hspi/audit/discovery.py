@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hspi.audit.answers import Answer, Names, decimals, read_answer
+from hspi.audit.answers import Answer, Names, decimals, read_answer, read_text
 from hspi.client import Invalid, Question, Refused, Reply, Route
 from hspi.errors import EndpointError
 
@@ -23,7 +23,7 @@ class Form:
     route: Route
     ids: bool  # the prompt as token ids, not text
     named_by_id: bool  # alternatives named by id, where the server knows vLLM's switch
-    top: int
+    top: int  # alternatives asked for; 0: text alone
 
     def body(self, model: str, context: Sequence[int], text: str) -> dict[str, Any]:
         """One token, greedy, with log-probabilities."""
@@ -31,9 +31,10 @@ class Form:
         if self.named_by_id:
             body["return_tokens_as_token_ids"] = True
         if self.route == "completions":
-            return {**body, "prompt": list(context) if self.ids else text, "logprobs": self.top}
-        message = {"role": "user", "content": text}
-        return {**body, "messages": [message], "logprobs": True, "top_logprobs": self.top}
+            shown = {"logprobs": self.top} if self.top else {}
+            return {**body, "prompt": list(context) if self.ids else text, **shown}
+        shown = {"logprobs": True, "top_logprobs": self.top} if self.top else {}
+        return {**body, "messages": [{"role": "user", "content": text}], **shown}
 
 
 _WAYS: tuple[tuple[Route, bool, bool], ...] = (
@@ -44,12 +45,14 @@ _WAYS: tuple[tuple[Route, bool, bool], ...] = (
     ("chat/completions", False, True),
     ("chat/completions", False, False),
 )
+TEXT_FORMS = tuple(Form(route, ids, False, 0) for route, ids, named in _WAYS if not named)
+REPEATS = 6  # of each of two questions: at temperature 1, with a third on the likeliest token, one in a million agrees
 FORMS = tuple(Form(route, ids, named, top) for route, ids, named in _WAYS for top in LADDER)
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What was found. `form` is None where no log-probabilities come at all.
+    """What was found. `form` is None where neither log-probabilities nor text come.
 
     top_k: alternatives that really come. echo: log-probabilities of the prompt can be had (not used as evidence).
     extra_tokens: tokens that the endpoint put around the prompt (a template, a start token), None if it does not say.
@@ -63,17 +66,26 @@ class Capabilities:
     decimals: int | None = None
     extra_tokens: int | None = None
     foreign: int = 0
+    tokens: int = 4  # what finding out took
     remarks: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-async def discover(ask: Ask, model: str, prompts: Sequence[tuple[Sequence[int], str]], names: Names) -> Capabilities:
-    """prompts: two contexts, as ids and as text. Raises EndpointError if the endpoint answers nothing at all."""
+Prompt = tuple[Sequence[int], str]
+
+
+async def discover(
+    ask: Ask, model: str, prompts: Sequence[Prompt], names: Names, symbol: Callable[[Any], int]
+) -> Capabilities:
+    """prompts: two contexts, as ids and as text; symbol: an answered text → its id, where no log-probabilities come.
+
+    Raises EndpointError if the endpoint answers nothing at all.
+    """
     form, first, why = await _first_form(ask, model, prompts[0], names)
     if form is None or first is None:
-        return Capabilities(None, remarks=[why])
+        return await _discover_text(ask, model, prompts, symbol, why)
     again = await _try(ask, "discover-repeat", form, form.body(model, *prompts[0]), names)
     other = await _try(ask, "discover-other", form, form.body(model, *prompts[1]), names)
     seen = [a for a in (first, again, other) if isinstance(a, Answer)]
@@ -92,9 +104,35 @@ async def discover(ask: Ask, model: str, prompts: Sequence[tuple[Sequence[int], 
     )
 
 
-async def _first_form(
-    ask: Ask, model: str, prompt: tuple[Sequence[int], str], names: Names
-) -> tuple[Form | None, Answer | None, str]:
+async def _discover_text(
+    ask: Ask, model: str, prompts: Sequence[Prompt], symbol: Callable[[Any], int], why: str
+) -> Capabilities:
+    """Whether greedy tokens come: the same questions again and again, for a server that draws must show."""
+
+    def read(reply: Reply) -> Answer:
+        return read_text(reply.data, symbol)
+
+    async def answer(name: str, form: Form, prompt: Prompt) -> Answer | Exception:
+        try:
+            return read(await ask(Question(name, form.route, form.body(model, *prompt)), read))
+        except (Refused, Invalid) as error:
+            return error
+
+    for number, form in enumerate(TEXT_FORMS):
+        first = await answer(f"discover-text-{number}", form, prompts[0])
+        if isinstance(first, Answer):
+            break
+    else:
+        return Capabilities(None, remarks=[why, str(first)])
+    rounds = [[await answer(f"discover-text-{i}-{j}", form, p) for j in range(REPEATS)] for i, p in enumerate(prompts)]
+    told = [[a.token if isinstance(a, Answer) else None for a in some] for some in rounds]
+    same = all(len(set(some)) == 1 and some[0] is not None for some in told)
+    extra = None if first.prompt_tokens is None else first.prompt_tokens - len(prompts[0][0])
+    used = 1 + len(prompts) * REPEATS
+    return Capabilities(form, top_k=1, greedy=same, repeatable=same, extra_tokens=extra, tokens=used, remarks=[why])
+
+
+async def _first_form(ask: Ask, model: str, prompt: Prompt, names: Names) -> tuple[Form | None, Answer | None, str]:
     missing: set[str] = set()
     silent: set[tuple[str, bool, bool]] = set()  # asking these for fewer alternatives would not help
     why = ""
@@ -127,7 +165,7 @@ async def _try(ask: Ask, name: str, form: Form, body: dict[str, Any], names: Nam
         return error
 
 
-async def _echoes(ask: Ask, model: str, prompt: tuple[Sequence[int], str], form: Form) -> bool:
+async def _echoes(ask: Ask, model: str, prompt: Prompt, form: Form) -> bool:
     if form.route != "completions":
         return False
     question = Question("discover-echo", form.route, {**form.body(model, *prompt), "echo": True})

@@ -9,28 +9,33 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hspi import probes, zoo
 from hspi.bundle import Bundle
 from hspi.errors import ConfigError, DataError
 from hspi.evidence.aligned import Aligned
+from hspi.platforms import catalogue
 from hspi.probes import ProbeSpec
 from hspi.splits import split_probes
 from hspi.zoo import ModelRef
 
+CHAT, SPECIAL = "inside the chat template", "with the tokenizer's special tokens"  # `Probe.variants`
+CLEAR = 0.5  # nats by which the best token must lead for rounding not to swap it
 LIBRARIES = ("hspi", "numpy", "openai", "httpx", "xgboost-cpu", "scikit-learn", "pyarrow", "safetensors")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What decides an audit. `budget`: output tokens at most; `price`: money for a million tokens, of any kind;
-    `window`: questions in flight; `seed` parts the probes as the detector's training did; `order` draws their order.
+    `window`: questions in flight; `seed` parts the probes as the detector's training did; `order` draws their order;
+    claim_format: where a number format is all that is claimed.
     """
 
     base_url: str
@@ -45,6 +50,7 @@ class Settings:
     candidates: list[str]
     seed: int
     order: int = 0
+    claim_format: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +62,16 @@ class Probe:
     ids: list[int]
     text: str
     exact: bool
+    variants: dict[str, list[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """probes: those to ask, in order; warm_up: two others, for finding out what the endpoint gives."""
+    """probes: those to ask, in order; warm_up: two others, for finding out what the endpoint gives.
+
+    special: tokens that a server may leave out of a text; inexact: rows of the library whose text is not `Probe.exact`;
+    weights: whether the model can be run for a reference.
+    """
 
     settings: Settings
     bundle: Bundle
@@ -68,44 +79,91 @@ class Material:
     warm_up: list[Probe]
     vocabulary: list[str]
     facts: dict[str, str]
+    special: list[int] = field(default_factory=list)
+    inexact: list[int] = field(default_factory=list)
+    weights: bool = False
+
+    def usable(self, as_ids: bool) -> npt.NDArray[np.bool_]:
+        """(P,): which probes of the library can be asked, as ids or as text."""
+        found = np.ones(len(self.bundle.library[self.settings.model].probes), bool)
+        found[[] if as_ids else self.inexact] = False
+        return found
 
 
 def prepare(settings: Settings, bundle: Bundle, specs: Sequence[ProbeSpec], ref: ModelRef) -> Material:
-    """Material for an audit of `settings.model`, whose library stands in `bundle`.
+    """Material for an audit of `settings.model`, whose library stands in `bundle`, unless nothing was ever collected.
 
-    Raises ConfigError if the claim is not among the candidates, DataError if the library's probes are not `specs`.
+    Raises ConfigError if the claim is none that can be held against it, DataError if the library's probes are not
+    `specs`.
     """
-    data = bundle.library[settings.model]
-    check_claim(settings.claim, bundle, settings.model)
+    check_claim(settings, bundle)
     tokenizer = zoo.load_tokenizer(ref)
     ours = {s.name: probes.build(s, tokenizer).contexts for s in specs}
-    sizes = {s: sum(1 for name, _ in data.probes if name == s) for s, _ in data.probes}
+    data = bundle.library.get(settings.model)
+    named = [(name, i) for name in sorted(ours) for i in range(len(ours[name]))] if data is None else data.probes
+    sizes = {s: sum(1 for name, _ in named if name == s) for s, _ in named}
     if any(name not in ours or len(ours[name]) != size for name, size in sizes.items()):
         raise DataError(f"params.yaml must make the probes that the library of {settings.model!r} answers: {sizes}")
+    every = [_probe(name, number, ours[name][number].tolist(), tokenizer) for name, number in named]
+    split = split_probes(named, settings.seed)
+    pool = np.arange(len(named)) if data is None else split.test
+    order = [int(i) for i in np.random.default_rng([settings.seed, settings.order]).permutation(pool)]
+    warm_up = _warm_up(split.fit, every, data)
+    return Material(
+        settings,
+        slim(bundle, settings.model),
+        [every[i] for i in order if i not in warm_up],
+        [every[i] for i in warm_up],
+        [tokenizer.decode([i]) for i in range(ref.vocab_size)],
+        {f"version_{name}": found for name in LIBRARIES if (found := _version(name))},
+        sorted(int(i) for i in tokenizer.all_special_ids if i < ref.vocab_size),
+        [i for i, p in enumerate(every) if not p.exact],
+        weights=True,
+    )
 
-    def probe(at: int) -> Probe:
-        name, number = data.probes[at]
-        ids = ours[name][number].tolist()
-        text = tokenizer.decode(ids)
-        exact = tokenizer(text, add_special_tokens=False)["input_ids"] == ids
-        return Probe(name, number, ids, text, exact)
 
-    split = split_probes(data.probes, settings.seed)
-    order = np.random.default_rng([settings.seed, settings.order]).permutation(split.test)[: settings.budget]
-    warm_up = sorted((probe(i) for i in split.fit[:40]), key=lambda p: not p.exact)[:2]
-    vocabulary = [tokenizer.decode([i]) for i in range(ref.vocab_size)]
-    facts = {f"version_{name}": found for name in LIBRARIES if (found := _version(name))}
-    return Material(settings, slim(bundle, settings.model), [probe(i) for i in order], warm_up, vocabulary, facts)
+def _probe(name: str, number: int, ids: list[int], tokenizer: Any) -> Probe:
+    text = tokenizer.decode(ids)
+    exact = tokenizer(text, add_special_tokens=False)["input_ids"] == ids
+    variants = {SPECIAL: list(tokenizer(text)["input_ids"])} if exact else {}
+    if exact and getattr(tokenizer, "chat_template", None):
+        message = [{"role": "user", "content": text}]
+        variants[CHAT] = list(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
+    return Probe(name, number, ids, text, exact, {k: v for k, v in variants.items() if v != ids})
 
 
-def check_claim(claim: str | None, bundle: Bundle, model: str) -> None:
-    known = bundle.classes[model].platform_ids
-    if claim is not None and claim not in known:
-        raise ConfigError(f"claim must be among the candidates {', '.join(known)}, but got {claim!r}")
+def _warm_up(pool: npt.NDArray[np.int64], every: Sequence[Probe], data: Aligned | None) -> list[int]:
+    """Two probes whose best token leads clearly but holds little probability, so that a server that draws shows."""
+
+    def order(i: int) -> tuple[bool, bool, float]:
+        if data is None:
+            return not every[i].exact, False, 0.0
+        first, second = data.reference[i, :2]
+        return not every[i].exact, bool(first - second < CLEAR), float(first)
+
+    return [int(i) for i in sorted(pool.tolist(), key=order)[:2]]
+
+
+def check_claim(settings: Settings, bundle: Bundle) -> None:
+    """Raises ConfigError for a claim that neither a candidate nor, without candidates, the catalogue knows."""
+    formats = [str(f) for f in bundle.family.classes_]
+    if settings.claim_format is not None and settings.claim_format not in formats:
+        raise ConfigError(f"a claimed format must be one of {', '.join(formats)}, but got {settings.claim_format!r}")
+    if settings.claim is None:
+        return
+    if settings.model not in bundle.classes:
+        catalogue.get(settings.claim)
+    elif settings.claim not in (known := bundle.classes[settings.model].platform_ids):
+        raise ConfigError(
+            f"claim must be among the candidates {', '.join(known)}, but got {settings.claim!r}: where it runs on this "
+            "machine, --candidates local,store collects it"
+        )
 
 
 def slim(bundle: Bundle, model: str) -> Bundle:
-    """The bundle with one model's library, and of `raw` only what says which settings were collected."""
+    """The bundle with one model's library, if any, and of `raw` only what says which settings were collected."""
+    if model not in bundle.library:
+        return Bundle(bundle.verifier, bundle.family, bundle.calibration, {}, {})
     data = bundle.library[model]
     lean: Aligned = replace(data, raw=np.ascontiguousarray(data.raw[..., :1]))
     return Bundle(bundle.verifier, bundle.family, bundle.calibration, {model: lean}, {model: bundle.classes[model]})
@@ -114,7 +172,8 @@ def slim(bundle: Bundle, model: str) -> Bundle:
 def save(material: Material, folder: Path) -> None:
     write_json(folder / "settings.json", asdict(material.settings))
     write_json(folder / "facts.json", material.facts)
-    asked = {"probes": [asdict(p) for p in material.probes], "warm_up": [asdict(p) for p in material.warm_up]}
+    asked: dict[str, Any] = {name: [asdict(p) for p in getattr(material, name)] for name in ("probes", "warm_up")}
+    asked |= {name: getattr(material, name) for name in ("special", "inexact", "weights")}
     write_json(folder / "probes.json", asked)
     write_json(folder / "vocabulary.json", material.vocabulary)
     material.bundle.save(folder / "detector")
@@ -126,10 +185,12 @@ def load(folder: Path) -> Material:
     try:
         asked = _read(folder / "probes.json")
         groups = {name: [Probe(**p) for p in asked[name]] for name in ("probes", "warm_up")}
+        more = {name: asked[name] for name in ("special", "inexact", "weights")}
         vocabulary, facts = _read(folder / "vocabulary.json"), _read(folder / "facts.json")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{folder} must hold an audit, but: {error}") from error
-    return Material(settings, Bundle.load(folder / "detector"), groups["probes"], groups["warm_up"], vocabulary, facts)
+    bundle = Bundle.load(folder / "detector")
+    return Material(settings, bundle, groups["probes"], groups["warm_up"], vocabulary, facts, **more)
 
 
 def read_settings(folder: Path) -> Settings:

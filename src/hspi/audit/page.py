@@ -28,7 +28,10 @@ def write(path: Path, plan: Plan, found: Conclusion, material: Material) -> None
 def html(plan: Plan, found: Conclusion, material: Material) -> str:
     settings = material.settings
     kind = found.outcome if found.outcome.isalpha() else ""
-    claim = [("claim", settings.claim), ("p-value at any stopping time", found.claim_p_value)] if settings.claim else []
+    claim = [
+        ("claim", settings.claim or settings.claim_format),
+        ("p-value of the claim at any stopping time", found.claim_p_value),
+    ]
     facts: list[tuple[str, Any]] = [
         ("endpoint", settings.base_url),
         ("served as", settings.served),
@@ -49,13 +52,13 @@ def html(plan: Plan, found: Conclusion, material: Material) -> str:
             f"<p>{escape(found.why)}.</p>",
             _table(facts),
             _factors(found),
-            "<h2>Evidence against each class</h2>",
-            f"<p>log<sub>10</sub> of the highest E-value; a class is excluded from {_threshold(found.alpha)} on.</p>",
-            _classes(found, material),
-            "<h2>Plan and use</h2>",
+            _evidence(found, material),
+            _formats(found),
+            "<h2>Level, plan and use</h2>",
             _table(
                 [
-                    ("level", f"{plan.level}: {plan.why}"),
+                    ("level of evidence", f"{plan.level}: {plan.why}"),
+                    ("what it can tell", LIMITS[kind_of(plan)]),
                     ("candidates", f"{plan.candidates} platforms in {plan.classes} classes"),
                     ("asked at most", f"{len(plan.probes)} questions of one token"),
                     ("used", f"{found.requests} requests, {found.prompt_tokens} + {found.output_tokens} tokens"),
@@ -81,6 +84,39 @@ def _factors(found: Conclusion) -> str:
         return ""
     rows = [(factor, f"claimed {said}, answers like {other}") for factor, (said, other) in found.failed_factors.items()]
     return "<h2>What the claim fails on</h2>" + _table(list(rows))
+
+
+LIMITS = {
+    "replay": "Every class whose signatures are among the candidates. A claim falls wrongly with probability alpha at "
+    "most, whenever the audit stops, if the endpoint batches no worse than the settings that were collected.",
+    "replay, rounded": "As replay, less what rounding takes away: platforms that differ by less than the last decimal "
+    "stay together. A claim falls only where another candidate's answers fit.",
+    "text": "Little: formats that swap the two best tokens at near-ties. The same bound on false alarms as replay. A "
+    "claim falls only where another candidate's answers fit.",
+    "residual": "The number format of the weights' rounding, not the platform. No bound alpha holds here: the rule "
+    "speaks where disjoint parts of the answers agree, and made no false accusation on models left out of training.",
+    "distribution": "Nothing that is concluded; a lean alone.",
+    "none": "Nothing.",
+}
+
+
+def kind_of(plan: Plan) -> str:
+    """The key of LIMITS."""
+    return plan.level.partition(" to ")[0]
+
+
+def _evidence(found: Conclusion, material: Material) -> str:
+    if not found.log10_e:
+        return ""
+    threshold = f"a class is excluded from {_threshold(found.alpha)} on"
+    said = f"<p>log<sub>10</sub> of the highest E-value; {threshold}.</p>"
+    return f"<h2>Evidence against each class</h2>{said}{_classes(found, material)}"
+
+
+def _formats(found: Conclusion) -> str:
+    rows = [(name, f"{p:.4f}") for name, p in sorted(found.formats.items(), key=lambda item: -item[1])]
+    lowest = "<h2>Number format</h2><p>Posterior, the lowest over disjoint parts of the answers.</p>"
+    return lowest + _table(list(rows)) if rows else ""
 
 
 def _classes(found: Conclusion, material: Material) -> str:

@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 
 from hspi.audit.discovery import Capabilities
+from hspi.audit.formats import PROBES
+from hspi.audit.levels import Level
 from hspi.audit.material import Material, Probe
 from hspi.audit.scoring import Scorer
 from hspi.audit.sequential import crossing
 
-FEWEST = 2  # alternatives that a residual needs: the shift of the normaliser takes one
+SET_ASIDE = 4  # output tokens that a budget keeps for discovery
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """level: replay, or none where nothing can be concluded; `power`: median tokens until the claim is contradicted
-    if the nearest other class serves instead (from stored signatures; None where they did not part).
+    """level: `Level.name`; `power`: median tokens until the claim is contradicted if the nearest other class serves
+    instead (from stored signatures; None where they did not part); sequential: whether it may stop early.
     """
 
     level: str
@@ -32,6 +34,7 @@ class Plan:
     power: int | None
     candidates: int
     classes: int
+    sequential: bool
     capabilities: Capabilities
 
     def to_dict(self) -> dict[str, Any]:
@@ -45,10 +48,12 @@ class Plan:
                 f", {'echoes' if cap.echo else 'no echo'}"] if cap.form else []  # fmt: skip
         out = [*told, f"level         {self.level}: {self.why}"]
         if self.level != "none":
-            out.append(f"candidates    {self.candidates} platforms in {self.classes} classes")
+            often = "it stops when the evidence suffices" if self.sequential else "all are asked"
+            if self.sequential:
+                out.append(f"candidates    {self.candidates} platforms in {self.classes} classes")
             out.append(
                 f"plan          at most {len(self.probes)} requests, {self.prompt_tokens} prompt and "
-                f"{self.output_tokens} output tokens{money}; it stops when the evidence suffices"
+                f"{self.output_tokens} output tokens{money}; {often}"
             )
         if self.nearest:
             power = f"{self.power} tokens" if self.power else f"more than {len(self.probes)} tokens"
@@ -56,43 +61,31 @@ class Plan:
         return out
 
 
-def choose_level(cap: Capabilities) -> tuple[str, str]:
-    """(level, why)."""
-    if cap.form is None:
-        return "none", f"no log-probabilities come ({'; '.join(cap.remarks)})"
-    if cap.foreign:
-        return "none", f"{cap.foreign} tokens are not in the model's vocabulary: another tokenizer serves"
-    if cap.decimals is not None:
-        return "none", f"log-probabilities are rounded to {cap.decimals} decimals, coarser than what parts platforms"
-    if cap.top_k < FEWEST:
-        return "none", f"only {cap.top_k} alternatives come, and at least {FEWEST} are needed"
-    if not cap.form.ids and cap.extra_tokens != 0:
-        count = "an unknown number of" if cap.extra_tokens is None else str(cap.extra_tokens)
-        return "none", f"the endpoint puts {count} tokens of its own around the prompt, which no signature has"
-    how = "token ids" if cap.form.ids else "text that the tokenizer maps back to the same ids, with nothing added"
-    return "replay", f"top-{cap.top_k} log-probabilities at full precision on prompts given as {how}"
-
-
-def make_plan(material: Material, cap: Capabilities, scorer: Scorer | None) -> Plan:
-    """`scorer` is None where the level allows no scoring."""
-    level, why = choose_level(cap)
-    asked = [p for p in material.probes if p.exact or (cap.form is not None and cap.form.ids)]
-    asked = asked if level != "none" else []
+def make_plan(material: Material, cap: Capabilities, level: Level, scorer: Scorer | None) -> Plan:
+    """`scorer` is None where the level tests no candidates one answer at a time."""
+    asked = [p for p in material.probes if cap.form is not None and (cap.form.ids or p.exact)]
+    if scorer is not None:
+        at = {p: i for i, p in enumerate(scorer.data.probes)}
+        asked = [p for p in asked if scorer.asks(at[p.set, p.id])]
+    most = {"none": 0, "residual": PROBES, "distribution": PROBES}.get(level.kind, len(asked))
+    left = material.settings.budget - max(0, cap.tokens - SET_ASIDE)
+    asked = asked[: max(0, min(most, left))]
     prompt = sum(len(p.ids) + max(cap.extra_tokens or 0, 0) for p in asked)
     price = material.settings.price
     nearest, power = (None, None) if scorer is None else expected_power(material, scorer)
-    classes = material.bundle.classes[material.settings.model]
+    classes = material.bundle.classes.get(material.settings.model)
     return Plan(
-        level,
-        why,
+        level.name,
+        level.why,
         asked,
         prompt,
         len(asked),
         None if price is None else (prompt + len(asked)) * price / 1e6,
         nearest,
         power,
-        len(classes.platform_ids),
-        classes.count,
+        0 if classes is None else len(classes.platform_ids),
+        0 if classes is None else classes.count,
+        level.sequential,
         cap,
     )
 
@@ -114,7 +107,11 @@ def _tokens(scorer: Scorer, served: int, claimed: int, members: Any, material: M
     """Tokens until the claimed class is contradicted when platform `served` answers as it did under one setting."""
     data = scorer.data
     setting = int(np.flatnonzero(data.present[served])[0])
-    at = np.asarray([data.probes.index((p.set, p.id)) for p in material.probes])
+    index = {p: i for i, p in enumerate(data.probes)}
+    rows = [index[p.set, p.id] for p in material.probes]
+    at = np.asarray([i for i in rows if scorer.asks(i)])
+    if not len(at):
+        return None
     process = scorer.processes(scorer.views(scorer.own(served, setting, at), at, members))[claimed]
     return crossing(process, material.settings.alpha)
 

@@ -36,6 +36,7 @@ class Scorer(ABC):
     """
 
     level: ClassVar[str]
+    bets: ClassVar[type[Martingales]] = Martingales
     proves_absence: ClassVar[bool] = True  # whether a claim may fall though no candidate answers so
 
     def __init__(self, bundle: Bundle, model: str, k: int, split: ProbeSplit, calibrate_on: Rows) -> None:
@@ -125,7 +126,7 @@ class Scorer(ABC):
     # ------------------------------------------------------------ evidence
 
     def start(self) -> Evidence:
-        return Evidence(self.classes, Martingales(self._calibration))
+        return Evidence(self.classes, self.bets(self._calibration))
 
     def processes(self, scores: F32) -> npt.NDArray[np.float64]:
         """ln E_t against each class after each probe of `scores`: (classes, n)."""

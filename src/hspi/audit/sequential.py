@@ -84,8 +84,32 @@ class Martingales:
 
     def add(self, score: npt.NDArray[np.floating], u: float | Floats) -> None:
         """score (...): what each hypothesis scores on the next probe; u: one draw for all, or one for each."""
-        one = np.asarray(score, float)[..., None]
+        self._bet(self._p_values(np.asarray(score, float)[..., None], u))
+
+    def _p_values(self, one: Floats, u: float | Floats) -> Floats:
         self.bag = np.concatenate([self.bag, one], axis=-1)
         below, equal = (self.bag < one).sum(axis=-1), (self.bag == one).sum(axis=-1)
         p = (below + u * equal) / self.bag.shape[-1]
-        self.log = self.log + np.log(calibrator(np.where(np.isfinite(one[..., 0]), p, 1.0)))
+        return np.asarray(np.where(np.isfinite(one[..., 0]), p, 1.0))
+
+    def _bet(self, p: Floats) -> None:
+        self.log = self.log + np.log(calibrator(p))
+
+
+class SimpleMixture(Martingales):
+    """For rare signs: the mean over κ of the products of κ p^(κ-1), where `calibrator` is the product of the means.
+
+    A martingale too (Vovk, Nouretdinov, Gammerman, *Testing exchangeability on-line*, ICML 2003). The κ that serves
+    best pays little for the many answers that say nothing.
+    """
+
+    POWERS = np.linspace(0.05, 0.95, 19)
+
+    def __init__(self, calibration: npt.NDArray[np.floating]) -> None:
+        super().__init__(calibration)
+        self._sums = np.zeros((len(self.POWERS), *self.log.shape))
+
+    def _bet(self, p: Floats) -> None:
+        powers = self.POWERS.reshape(-1, *[1] * p.ndim)
+        self._sums = self._sums + np.log(powers) + (powers - 1) * np.log(p)
+        self.log = log_mean(self._sums)

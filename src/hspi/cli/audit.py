@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from hspi.audit.plan import Plan
 
 DISCOVERY_TOKENS = 4
-STORE, CACHE, SCORES = Path("data/signatures"), Path(".cache/audit/signatures"), Path(".cache/audit/scores")
+STORE, KEPT = Path("data/signatures"), Path(".cache/audit")
+CACHE, SCORES, REFERENCES = KEPT / "signatures", KEPT / "scores", KEPT / "references"
 
 
 @click.command()
@@ -42,6 +43,7 @@ def serve(platform_id: str, model: str, host: str, port: int, max_batch: int, se
 @click.option("--model", "served", help="Name under which the endpoint serves the model.")
 @click.option("--weights", help="Zoo id, path or hub id of the weights that are said to be served.")
 @click.option("--claim", help="Platform id that the provider claims.")
+@click.option("--claim-format", help="Number format, where that is all that is claimed: bf16, int8, ...")
 @click.option(
     "--alpha", type=click.FloatRange(1e-9, 0.5), default=0.01, show_default=True, help="False alarms at most."
 )
@@ -96,7 +98,10 @@ def audit(
         return
     if not base_url or not served or not weights:
         raise click.UsageError("--base-url (or OPENAI_BASE_URL), --model and --weights are needed")
-    folder = out or Path("audits") / "-".join(filter(None, [_plain(served), options["claim"]]))
+    if options["claim"] and options["claim_format"]:
+        raise click.UsageError("--claim and --claim-format must not be given together")
+    said = options["claim"] or options["claim_format"]
+    folder = out or Path("audits") / "-".join(filter(None, [_plain(served), said]))
     plan, conclusion = _live(base_url, served, weights, folder, dry_run, say, options)
     if conclusion is None:
         if as_json:
@@ -113,19 +118,22 @@ def _live(
     base_url: str, served: str, weights: str, folder: Path, dry_run: bool, say: Any, options: dict[str, Any]
 ) -> tuple[Plan, Conclusion | None]:
     import asyncio
+    import functools
     import os
     import tempfile
 
-    from hspi.audit import conduct
+    from hspi import zoo
+    from hspi.audit import conduct, formats
     from hspi.client import Endpoint
 
     endpoint = Endpoint(base_url, os.environ.get("OPENAI_API_KEY", ""), options["concurrency"])
     settings, material = _material(base_url, served, weights, options, say)
+    refer = functools.partial(formats.refer, zoo.resolve(weights), cache=REFERENCES)
 
     async def run(where: Path) -> tuple[Plan, Conclusion | None]:
         opened = conduct.open_folder(where, material, settings)
         async with endpoint:
-            return await conduct.audit(opened, endpoint, where, say, dry_run=dry_run, cache=SCORES)
+            return await conduct.audit(opened, endpoint, where, say, dry_run=dry_run, cache=SCORES, refer=refer)
 
     if not dry_run:
         return asyncio.run(run(folder))
@@ -155,13 +163,16 @@ def _material(base_url: str, served: str, weights: str, options: dict[str, Any],
         candidates=list(kinds),
         seed=p.evaluation.seed,
         order=options["order"],
+        claim_format=options["claim_format"],
     )
 
     def make() -> Material:
         from hspi import judging
 
         bundle = judging.load_bundle(options["detector"])
-        full, _ = candidates.gather(bundle, ref, kinds, p, STORE, CACHE, say)
+        full, _ = candidates.gather(
+            bundle, ref, kinds, p, STORE, CACHE, say, claim=settings.claim, params_file=options["params_file"]
+        )
         return material.prepare(settings, full, [p.probes.spec(s) for s in p.probes.sets], ref)
 
     return settings, make

@@ -51,15 +51,8 @@ def print_verdict(found: Verdict, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found.to_dict(), indent=1))
         return
-    click.echo(f"answer        {found.answer}  ({found.outcome})")
-    if len(found.members) > 1:
-        click.echo(f"one class     {', '.join(found.members)}: these probes cannot tell them apart")
-    best = sorted(found.posterior.items(), key=lambda item: -item[1])[:4]
-    click.echo("posterior     " + ", ".join(f"{name} {p:.4f}" for name, p in best))
-    click.echo(f"set at {1 - found.alpha:<6g} " + ", ".join(found.set_at))
-    if found.claim is not None:
-        click.echo(f"claim         {found.claim}: p = {found.claim_p_value:.4g} (alpha {found.alpha:g})")
-    click.echo(f"evidence      {found.level}, model {found.model}, {found.probes} tokens × top-{found.top_k}")
+    for line in found.lines():
+        click.echo(line)
 
 
 @click.command()

@@ -1,0 +1,163 @@
+"""Scores of the levels that see less than exact log-probabilities: the share of an answer that a candidate gives too.
+
+`Text` knows the greedy token alone and asks at near-ties of the float64 reference, where platforms part; which probes
+those are depends on no platform, so that calibration and audit stay exchangeable. `Rounded` compares log-probabilities
+entry by entry, the candidate's own rounded as the endpoint rounds.
+
+Whatever changes answers on the way (sampling, another rounding) makes them unlike every candidate's. A claim therefore
+falls only where another candidate's answers fit.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from hspi.audit.scoring import Rows, Scorer
+from hspi.audit.sequential import Martingales, SimpleMixture
+from hspi.bundle import Bundle, Observation
+from hspi.evidence.aligned import Aligned, place
+from hspi.evidence.replay import F32
+from hspi.splits import split_probes
+
+NEAR_TIE = 0.6  # nats between the reference's two best; no format was seen to swap two that are further apart
+BROKEN = "\ufffd"  # what part of a character decodes to
+
+Bools = npt.NDArray[np.bool_]
+
+
+class Agreement(Scorer):
+    """The score is the mean agreement with a platform's settings."""
+
+    bets: ClassVar[type[Martingales]] = SimpleMixture
+    proves_absence: ClassVar[bool] = False
+
+    @abstractmethod
+    def agree(self, observed: Any, at: Rows, who: Rows) -> F32:
+        """The share of each answer that each setting gives too: (n, len(who), S)."""
+
+    def features(self, observed: Any, at: Rows, who: Rows, held: Sequence[int]) -> F32:
+        same = self.agree(observed, at, who)
+        out = np.full((len(held), *same.shape[:2], 1), np.nan, np.float32)
+        for i, setting in enumerate(held):
+            usable = self.present[who]
+            usable[:, setting] = False
+            count = usable.sum(axis=1)
+            total = np.where(usable, same, 0).sum(axis=-1)
+            out[i, ..., 0] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        return out
+
+    def margin(self, rows: F32) -> F32:
+        return rows[..., 0]
+
+    def judge(self, seen: Observation, alpha: float) -> tuple[str, dict[str, float]]:
+        """The class that agrees most; no posterior, for these levels have no detector that was calibrated."""
+        at = np.asarray([self._index[p] for p in seen.probes])
+        who = np.arange(len(self.present))
+        same = np.where(self.present, self.agree(self.observed(seen, at), at, who), np.nan)
+        best = int(np.nanargmax(np.nanmean(same, axis=(0, 2))))
+        return self.classes.name(self.classes.label[best]), {}
+
+
+class Symbols:
+    """What a reader of text can tell apart: token ids → the lowest id that reads alike, without space around it.
+
+    texts: of each id; special: ids that servers may leave out. Both read as nothing.
+    """
+
+    def __init__(self, texts: Sequence[str], special: Iterable[int] = ()) -> None:
+        nothing = set(special)
+        first: dict[str, int] = {}
+        plain = ["" if i in nothing else text.strip() for i, text in enumerate(texts)]
+        self.of: npt.NDArray[np.int32] = np.array([first.setdefault(t, i) for i, t in enumerate(plain)], np.int32)
+        self._first = first
+        self._special = {texts[i] for i in nothing}
+        self.unclear = np.array([t == "" or BROKEN in t for t in plain])
+
+    def read(self, text: Any) -> int:
+        """The symbol of an answered text. Raises ValueError if it is no token's text."""
+        if not isinstance(text, str):
+            raise ValueError(f"a text must come, but got a {type(text).__name__}")
+        plain = "" if text in self._special else text.strip()
+        if plain not in self._first:
+            raise ValueError(f"the text of one token must come, but got {text[:40]!r}")
+        return self._first[plain]
+
+
+class Text(Agreement):
+    """The answer is a greedy token's symbol; `Observation.ids` holds it, (n, 1)."""
+
+    level: ClassVar[str] = "text"
+
+    def __init__(self, bundle: Bundle, model: str, seed: int, symbols: Symbols, usable: Bools) -> None:
+        """usable: (P,), whether a probe can be asked at all."""
+        data = bundle.library[model]
+        self.symbols = symbols
+        self.chosen = usable & near_ties(data, symbols)
+        best = np.argmin(data.rank, axis=3)
+        self.top = symbols.of[np.take_along_axis(data.slots[None, None], best[..., None], axis=3)[..., 0]]  # (C, S, P)
+        self.top = np.where(data.rank.min(axis=3) == 0, self.top, -1)
+        split = split_probes(data.probes, seed)
+        pool = np.concatenate([split.fit, split.calibrate])  # nothing was fitted for this level
+        super().__init__(bundle, model, 1, split, pool[self.chosen[pool]])
+
+    def asks(self, at: int) -> bool:
+        return bool(self.chosen[at])
+
+    def observed(self, seen: Observation, at: Rows) -> npt.NDArray[np.int32]:
+        return seen.ids[:, 0]
+
+    def own(self, platform: int, setting: int, at: Rows) -> npt.NDArray[np.int32]:
+        return self.top[platform, setting, at]
+
+    def agree(self, observed: npt.NDArray[np.int32], at: Rows, who: Rows) -> F32:
+        theirs = self.top[np.ix_(who, np.arange(self.top.shape[1]), at)]
+        return (theirs == observed).transpose(2, 0, 1).astype(np.float32)
+
+
+def near_ties(data: Aligned, symbols: Symbols) -> Bools:
+    """(P,): the probes whose two likeliest tokens are within NEAR_TIE and read differently and clearly."""
+    first, second = data.slots[:, 0], data.slots[:, 1]
+    clear = (symbols.of[first] != symbols.of[second]) & ~symbols.unclear[first] & ~symbols.unclear[second]
+    return np.asarray(clear & (data.reference[:, 0] - data.reference[:, 1] <= NEAR_TIE))
+
+
+class Rounded(Agreement):
+    """Log-probabilities of the k likeliest, rounded to `decimals`.
+
+    To the nearest, down or towards zero: the endpoint does not say, so whichever of the three agrees best counts on
+    each probe, for the candidates' scores on themselves too.
+    """
+
+    level: ClassVar[str] = "rounded"
+    SHIFTS = (0.0, -0.5, 0.5)  # before rounding to the nearest, in steps; log-probabilities are negative
+
+    def __init__(self, bundle: Bundle, model: str, k: int, seed: int, decimals: int, usable: Bools) -> None:
+        """usable: (P,), whether a probe can be asked at all."""
+        self.decimals, self.usable = decimals, usable
+        split = split_probes(bundle.library[model].probes, seed)
+        pool = np.concatenate([split.fit, split.calibrate])  # nothing was fitted for this level
+        super().__init__(bundle, model, k, split, pool[usable[pool]])
+
+    def asks(self, at: int) -> bool:
+        return bool(self.usable[at])
+
+    def _steps(self, logprobs: F32, shift: float = 0.0) -> F32:
+        return np.rint(logprobs.astype(np.float64) * 10.0**self.decimals + shift).astype(np.float32)
+
+    def observed(self, seen: Observation, at: Rows) -> F32:
+        """Steps of the last decimal in the library's slots, (n, K); NaN where not reported."""
+        return self._steps(place(self.data.slots[at], seen.ids, seen.logprobs)[0])
+
+    def own(self, platform: int, setting: int, at: Rows) -> F32:
+        shown = self.data.rank[platform, setting, at] < self.k
+        return np.where(shown, self._steps(self.data.logprobs[platform, setting, at]), np.nan).astype(np.float32)
+
+    def agree(self, observed: F32, at: Rows, who: Rows) -> F32:
+        theirs = self.data.logprobs[np.ix_(who, np.arange(self.present.shape[1]), at)]
+        best = np.max([(self._steps(theirs, shift) == observed).sum(axis=-1) for shift in self.SHIFTS], axis=0)
+        return (best / self.k).transpose(2, 0, 1).astype(np.float32)  # NaN is alike to nothing
