@@ -2,6 +2,7 @@
 #   make demo     signatures of real platforms → tuned, registered detector → verdict on a hidden platform
 #   make test     the fast tests
 #   make ci       what .ci/run does
+#   make vllm llama-cpp      environments of their own for real inference servers
 # torch is pinned by version alone. Where the default index would bring CUDA libraries that you do not want, name an
 # index of CPU wheels:  make demo PIP_FLAGS='--extra-index-url <index of CPU wheels>'
 
@@ -22,11 +23,12 @@ export PREFECT_LOGGING_LEVEL ?= WARNING
 export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 90
 export MLFLOW_LOGGING_LEVEL ?= WARNING
 export MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR := false
+export OPENBLAS_NUM_THREADS := 1
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo demo-smoke test slow lint ci install data repro constraints mlflow prefect clean
+.PHONY: demo demo-smoke test slow lint ci install data repro constraints vllm llama-cpp mlflow prefect clean
 .DEFAULT_GOAL := demo
 
 # ---------------------------------------------------------------- environment
@@ -57,6 +59,9 @@ constraints:
 	{ sed -n '/^#/p' constraints.txt; \
 	  .cache/constraints/bin/python -m pip freeze --exclude-editable | sed -E '/^(nvidia-|cuda-|triton)/d; s/\+[a-z0-9.]+$$//'; } > .cache/constraints.txt
 	mv .cache/constraints.txt constraints.txt && rm -rf .cache/constraints
+
+vllm llama-cpp:
+	$(PYTHON) scripts/environments.py $@
 
 # ---------------------------------------------------------------- the two commands
 

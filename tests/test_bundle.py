@@ -72,8 +72,8 @@ def test_an_observation_s_own_setting_never_stands_in_its_library(benches: list[
     samples = bench.split.test[None, :8]
     poisoned = pairs.statistics.copy()
     table = tabulate(pairs, [(3, 2)], bench.settings, samples, bench.split.fit, 0)
-    poisoned[3, 2, :, 2] = 1e9  # the setting itself, of every candidate
-    poisoned[3, 2, 3, 2] = 0
+    poisoned[3, 2, :, :, 2] = 1e9  # the setting itself, of every candidate
+    poisoned[3, 2, :, 3, 2] = 0
     again = tabulate(replace(pairs, statistics=poisoned), [(3, 2)], bench.settings, samples, bench.split.fit, 0)
     np.testing.assert_array_equal(again.features, table.features)
     np.testing.assert_array_equal(again.distance, table.distance)
@@ -85,7 +85,7 @@ def test_features_of_a_sample_read_its_probes_alone(benches: list[Bench]) -> Non
     table = tabulate(pairs, [(1, 0)], bench.settings, chosen[None], bench.split.fit, 0)
     poisoned = pairs.statistics.copy()
     others = np.setdiff1d(np.arange(96), np.concatenate([chosen, bench.split.fit]))
-    poisoned[..., others, :] = 1e9
+    poisoned[:, :, others] = 1e9
     again = tabulate(replace(pairs, statistics=poisoned), [(1, 0)], bench.settings, chosen[None], bench.split.fit, 0)
     np.testing.assert_array_equal(again.features, table.features)
     assert table.features.shape == (1, 6, len(VERIFIER_FEATURES))

@@ -20,6 +20,7 @@ SETTINGS = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",  # the default, 20 s, is short on two busy cores
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "OPENBLAS_NUM_THREADS": "1",  # NumPy's: small products by many threads take 20 times as long where cores are shared
     "OMP_WAIT_POLICY": "passive",  # threads that spin make XGBoost many times slower when the cores are shared
 }
 

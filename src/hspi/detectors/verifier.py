@@ -36,7 +36,8 @@ NEAREST_WRONG, RANDOM_WRONG = 6, 4  # negatives kept for each sample: the hard o
 class Comparisons:
     """Pair statistics of one model at one top-k, on which any sample of probes is one product.
 
-    statistics float32 (C, S, C, S, P, T); present (C, S). Observations are named by (platform, setting).
+    statistics float32 (C, S, P, C, S, T): observed platform and setting, probe, candidate and setting; present (C, S).
+    Observations are named by (platform, setting).
     """
 
     data: Aligned
@@ -48,8 +49,8 @@ class Comparisons:
     def of(cls, data: Aligned, k: int) -> Comparisons:
         c, s = data.present.shape
         every = [(i, j) for i in range(c) for j in range(s)]
-        found = all_pair_statistics(data, every, k)
-        return cls(data, k, found.reshape(c, s, *found.shape[1:]), data.present)
+        found = all_pair_statistics(data, every, k).transpose(0, 3, 1, 2, 4)
+        return cls(data, k, np.ascontiguousarray(found).reshape(c, s, *found.shape[1:]), data.present)
 
     def observed(self, settings: Sequence[int], platforms: Sequence[int] | None = None) -> list[tuple[int, int]]:
         chosen = range(len(self.present)) if platforms is None else platforms
@@ -57,8 +58,20 @@ class Comparisons:
 
     def own(self, library: npt.NDArray[np.bool_], pool: Index) -> F32:
         """How far each candidate is from itself across the settings of its library, on the probes of `pool`."""
-        c = np.arange(len(self.present))
-        return self_features(self.statistics[c, :, c][:, :, :, pool], library, self.k)
+        own = np.stack([self.with_itself(c)[:, :, pool] for c in range(len(self.present))])
+        return self_features(own, library, self.k)
+
+    def with_itself(self, platform: int) -> F32:
+        """Each setting of a platform observed against each of its own: (S, S, P, T)."""
+        return self.statistics[platform, :, :, platform].swapaxes(1, 2)
+
+    def sampled(self, samples: Index, platform: int, at: int, candidates: slice = slice(None)) -> F32:
+        """Mean statistics of an observation over each sample of probes (B, n): (B, C, S, T)."""
+        b, n = samples.shape
+        each = self.statistics[platform, at, :, candidates]
+        indicator = np.zeros((b, len(each)), np.float32)
+        np.put_along_axis(indicator, samples, np.float32(1 / n), axis=1)
+        return (indicator @ each.reshape(len(each), -1)).reshape(b, *each.shape[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +102,6 @@ def tabulate(
     naive_setting: the one setting that the naive nearest candidate knows. Raises DataError without a second setting.
     """
     b, n = samples.shape
-    indicator = np.zeros((b, pairs.statistics.shape[4]), np.float32)
-    np.put_along_axis(indicator, samples, np.float32(1 / n), axis=1)
     c = len(pairs.present)
     extra = np.array([np.log2(n), pairs.k], np.float32)
     own_of: dict[int, F32] = {}
@@ -103,8 +114,7 @@ def tabulate(
         library[:, kept] = pairs.present[:, kept]
         if at not in own_of:
             own_of[at] = pairs.own(library, own_pool)
-        total = np.einsum("bp,cspt->bcst", indicator, pairs.statistics[platform, at], optimize=True)
-        found = pair_features(total, pairs.k)
+        found = pair_features(pairs.sampled(samples, platform, at), pairs.k)
         rows = candidate_features(found, library, own_of[at])
         tail = np.broadcast_to(extra, (b, c, 2))
         features.append(np.concatenate([rows, tail], axis=-1))
@@ -167,8 +177,7 @@ def self_scores(
     come back where it has one setting only.
     """
     b, n = samples.shape
-    indicator = np.zeros((b, pairs.statistics.shape[4]), np.float32)
-    np.put_along_axis(indicator, samples, np.float32(1 / n), axis=1)
+    own = pairs.with_itself(platform)[None, :, :, own_pool]
     chosen = [s for s in settings if pairs.present[platform, s]]
     rows = []
     for at in chosen:
@@ -176,9 +185,7 @@ def self_scores(
         library[0, [s for s in chosen if s != at]] = True
         if not library.any():
             continue
-        own = pairs.statistics[platform, :, platform][None, :, :, own_pool]
-        total = np.einsum("bp,spt->bst", indicator, pairs.statistics[platform, at, platform], optimize=True)
-        found = pair_features(total, pairs.k)[:, None]
+        found = pair_features(pairs.sampled(samples, platform, at, slice(platform, platform + 1)), pairs.k)
         features = candidate_features(found, library, self_features(own, library, pairs.k))[:, 0]
         tail = np.broadcast_to(np.array([np.log2(n), pairs.k], np.float32), (b, 2))
         rows.append(verifier.margin(np.concatenate([features, tail], axis=1)))
