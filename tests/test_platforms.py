@@ -13,7 +13,9 @@ from hspi.platforms import CATALOGUE, Platform, apply_env, availability, get, op
 from hspi.platforms.machine import ENGINE_MODULES, ISA_VARIABLES
 from hspi.platforms.opening import ADAPTERS
 
-EVERYTHING = frozenset({"sse4_1", "avx2", "avx512bw", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8"})
+EVERYTHING = frozenset(
+    {"sse4_1", "fma", "f16c", "avx2", "avx512bw", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8"}
+)
 
 
 def everything(_: str) -> bool:
@@ -21,7 +23,7 @@ def everything(_: str) -> bool:
 
 
 def can(platform: Platform, **changed):  # a machine that has everything but what a test takes away
-    machine = {"flags": EVERYTHING, "package": everything, "gpu": lambda: True} | changed
+    machine = {"flags": EVERYTHING, "package": everything, "gpu": lambda: True, "environment": everything} | changed
     return availability(platform, **machine)
 
 
@@ -58,6 +60,11 @@ def test_a_missing_package_is_named_with_its_install_command():
 
 def test_a_gpu_platform_needs_a_gpu():
     assert can(get("cuda-bf16"), gpu=lambda: False).why_not == "needs an NVIDIA GPU; none found"
+
+
+def test_an_environment_that_does_not_stand_is_named_with_its_command():
+    why = can(get("vllm-bf16"), environment=lambda engine: engine != "vllm")
+    assert not why.runnable and why.why_not.endswith("run  make vllm")
 
 
 def test_what_cannot_run_is_not_opened(tmp_path):

@@ -79,12 +79,20 @@ def test_top_k_keeps_leading_axes_and_reads_any_layout() -> None:
     np.testing.assert_array_equal(ids, np.argsort(-values, axis=-1, kind="stable")[..., :4])
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_top_k_takes_finite_values_alone(bad: float) -> None:
     values = np.zeros((2, 5), np.float32)
     values[1, 3] = bad
     with pytest.raises(DataError, match="finite"):
         top_k(values, 2)
+
+
+def test_what_a_server_kept_to_itself_is_never_among_the_top_k() -> None:
+    values = np.log(np.array([[0.1, 0.2, 0.4, 0.3]], np.float32))
+    values[0, 3] = -np.inf
+    assert top_k(values, 3)[0].tolist() == [[2, 1, 0]]
+    with pytest.raises(DataError, match="4 finite log-probabilities must come"):
+        top_k(values, 4)
 
 
 @pytest.mark.parametrize("k", [0, 6])

@@ -28,6 +28,7 @@ from hspi.signatures import Header, Journal, read_header, signature_path, to_bat
 SKIPPED = "SKIPPED.json"  # stands where signatures would, on a machine that cannot make them
 
 Tick = Callable[[int], object]
+Opener = Callable[[Platform, Path, int], Adapter]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,13 @@ def is_finished(job: Job, weights_hash: str, probe_hash: str) -> bool:
     return found == wanted and h.platform.computes_as(job.platform)
 
 
-def collect_model(platform: Platform, model: str, jobs: Sequence[Job], tick: Tick = lambda n: None) -> list[Path]:
-    """All jobs of one model in this process. Opens the engine only if something is left to do."""
+def collect_model(
+    platform: Platform, model: str, jobs: Sequence[Job], tick: Tick = lambda n: None, running: Opener | None = None
+) -> list[Path]:
+    """All jobs of one model in this process. Opens the engine only if something is left to do.
+
+    running: gives the adapter of a server that runs already, wherever it is: then this machine's facts are none of it.
+    """
     ref = zoo.resolve(model)
     tokenizer = zoo.load_tokenizer(ref)
     adapters: dict[int, Adapter] = {}
@@ -93,7 +99,7 @@ def collect_model(platform: Platform, model: str, jobs: Sequence[Job], tick: Tic
             continue
         threads = job.nuisance.threads
         if threads not in adapters:
-            adapters[threads] = open_adapter(platform, ref.path, threads=threads)
+            adapters[threads] = (running or open_adapter)(platform, ref.path, threads)
         adapter = adapters[threads]
         header = Header(
             platform=platform,
@@ -104,7 +110,7 @@ def collect_model(platform: Platform, model: str, jobs: Sequence[Job], tick: Tic
             nuisance=job.nuisance,
             positions=job.spec.positions,
             top_k=job.spec.top_k,
-            facts={**machine.platform_facts(platform), **adapter.facts()},
+            facts={**({} if running else machine.platform_facts(platform)), **adapter.facts()},
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         collect_one(adapter, header, probe_set, job.path, tick)
@@ -141,6 +147,26 @@ def collect(
         for model in models:
             collect_model(platform, model, jobs[model], tick)
     return [job.path for some in jobs.values() for job in some]
+
+
+def collect_running(
+    platform: Platform,
+    url: str,
+    served: str,
+    model: str,
+    specs: Sequence[ProbeSpec],
+    nuisances: Sequence[Nuisance],
+    root: str | Path,
+    tick: Tick = lambda n: None,
+) -> list[Path]:
+    """Signatures of a server that runs already at `url` (up to /v1), labelled as `platform`. Returns the files.
+
+    Raises EndpointError where it does not answer with log-probabilities by token id.
+    """
+    from hspi.platforms.endpoint import attach
+
+    jobs = [Job(platform, model, s, n, Path(root)) for s in specs for n in nuisances]
+    return collect_model(platform, model, jobs, tick, lambda p, path, _: attach(url, served, p, path))
 
 
 def _in_children(platform: Platform, jobs: dict[str, list[Job]], shares: Sequence[Sequence[str]], tick: Tick) -> None:

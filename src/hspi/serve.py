@@ -1,4 +1,4 @@
-"""`hspi serve`: any in-process platform of the catalogue behind an OpenAI-compatible API.
+"""`hspi serve`: any platform of the catalogue behind an OpenAI-compatible API.
 
 Waiting sequences are grouped into one adapter call, up to `max_batch`, padded on the right: an answer shares its
 arithmetic with whatever company it has, as on a real server. A sequence takes one step a token and queues again. The
@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from hspi.errors import ConfigError, DataError, MissingExtra
-from hspi.platforms.record import Adapter, LogProbs
+from hspi.platforms.environments import ENVIRONMENTS
+from hspi.platforms.record import Adapter, LogProbs, Platform
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -396,12 +398,17 @@ def serve(
 ) -> None:
     """Load `model` on a platform of the catalogue and serve it until interrupted.
 
+    A platform whose engine is a server (vLLM, llama.cpp) is served by that one itself: it takes this process's place.
     Must be called before the engine is imported: the platform's environment is set first. Raises UnknownName,
     PlatformError, ModelError, and MissingExtra where the web server is not installed.
     """
     from hspi.platforms import catalogue, machine
 
     platform = catalogue.get(platform_id)
+    if max_batch < 1:
+        raise ConfigError(f"`max_batch >= 1` must hold, but got {max_batch}")
+    if platform.engine in ENVIRONMENTS:
+        _become(platform, model, host, port, max_batch, name or model)
     machine.apply_env(platform)
     try:
         import uvicorn
@@ -410,10 +417,17 @@ def serve(
     from hspi import zoo
     from hspi.platforms.opening import open_adapter
 
-    if max_batch < 1:
-        raise ConfigError(f"`max_batch >= 1` must hold, but got {max_batch}")
     ref = zoo.resolve(model)
     vocabulary = Vocabulary(zoo.load_tokenizer(ref), ref.vocab_size)
     adapter = open_adapter(platform, ref.path)
     server = Server(Batcher(adapter, max_batch), vocabulary, name or model)
     uvicorn.run(server.app(), host=host, port=port, log_level="warning", access_log=False)
+
+
+def _become(platform: Platform, model: str, host: str, port: int, slots: int, name: str) -> NoReturn:
+    """Turn this process into the platform's own server."""
+    from hspi import zoo
+    from hspi.platforms import servers
+
+    what = servers.launch(platform, zoo.resolve(model).path, host=host, port=port, name=name, slots=slots)
+    os.execve(what.command[0], what.command, what.environment)

@@ -112,11 +112,12 @@ def arrow_schema(header: Header) -> pa.Schema:
 def top_k(logprobs: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """The k most likely tokens of each row: ids int32 and log-probabilities float32, (…, k); ties by the lower id.
 
-    Raises DataError if a value is not finite or k exceeds the vocabulary.
+    A server may keep tokens to itself: they stand at -inf, and are never among the k. Raises DataError if another value
+    is not finite, fewer than k are left, or k exceeds the vocabulary.
     """
     if not 1 <= k <= logprobs.shape[-1]:
         raise DataError(f"`1 <= top_k <= vocabulary` must hold, but got top_k={k}, vocabulary={logprobs.shape[-1]}")
-    if not np.isfinite(logprobs).all():
+    if not (logprobs < np.inf).all():
         raise DataError("log-probabilities must be finite, but some are not")
     rows = np.ascontiguousarray(logprobs, dtype=np.float32).reshape(-1, logprobs.shape[-1])
     ids = np.empty((len(rows), k), np.int32)
@@ -124,6 +125,8 @@ def top_k(logprobs: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.int
         part = rows[start : start + _CACHED_ROWS]
         ids[start : start + _CACHED_ROWS] = _best_first(part, k)
     values = np.take_along_axis(rows, ids, axis=-1)
+    if not np.isfinite(values[:, -1]).all():
+        raise DataError(f"{k} finite log-probabilities must come for each context, but some got fewer")
     return ids.reshape(*logprobs.shape[:-1], k), values.reshape(*logprobs.shape[:-1], k)
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hspi.cli.common import Ticker, params_option
+
+if TYPE_CHECKING:
+    from hspi.platforms.record import Platform
 
 
 @click.command()
@@ -17,6 +22,9 @@ from hspi.cli.common import Ticker, params_option
 @click.option("--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True, help="Instead of params.yaml's.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes that share the models. Default: params.yaml.")
 @click.option("--progress", type=click.Choice(["bar", "json", "none"]), default="bar", show_default=True)
+@click.option("--base-url", help="Ask a server that runs already, up to /v1, and label it as the platform.")
+@click.option("--served-name", help="Name of the model there. Default: the model.")
+@click.option("--record", help="JSON fields of a platform that the catalogue lacks, with --base-url.")
 @click.option("--skip-unavailable", is_flag=True, help="Where this machine cannot run the platform, note it and go on.")
 @params_option
 def collect(
@@ -27,6 +35,9 @@ def collect(
     batch_sizes: tuple[int, ...],
     jobs: int | None,
     progress: str,
+    base_url: str | None,
+    served_name: str | None,
+    record: str | None,
     skip_unavailable: bool,
     params_file: str,
 ) -> None:
@@ -36,6 +47,9 @@ def collect(
     Examples:
       hspi collect --platform torch-bf16
       hspi collect --platform ort-fp32 --model llama --probes text --out /tmp/s --batch-size 1 --batch-size 8
+      hspi collect --platform vllm-bf16 --base-url http://127.0.0.1:8000/v1 --served-name m --model llama --out /tmp/s
+      hspi collect --platform sglang-h100 --record '{"engine": "sglang", "hardware": "h100", "dtype": "bf16"}'
+        --base-url http://gpu:30000/v1 --served-name m --model ./weights --out /tmp/s
     """
     from hspi import collect as collecting
     from hspi import params
@@ -46,12 +60,37 @@ def collect(
     specs = [p.probes.spec(name) for name in sets or p.probes.sets]
     nuisances = [Nuisance(f"b{b}", b) for b in batch_sizes] or p.nuisances
     chosen = list(models or p.models)
+    if base_url:
+        platform = _labelled(platform_id, record)
+        if len(chosen) != 1:
+            raise click.UsageError("--base-url serves one model: name it with --model")
+        with Ticker(progress, len(nuisances) * sum(s.size for s in specs), platform_id) as tick:
+            name = served_name or chosen[0]
+            collecting.collect_running(platform, base_url, name, chosen[0], specs, nuisances, out, tick)
+        return
+    if served_name or record:
+        raise click.UsageError("--served-name and --record need --base-url")
     platform = catalogue.get(platform_id)
     if skip_unavailable and not machine.availability(platform).runnable:
         click.echo(f"{platform_id} skipped: {collecting.note_skipped(platform_id, out)}")
         return
     with Ticker(progress, len(chosen) * len(nuisances) * sum(s.size for s in specs), platform_id) as tick:
         collecting.collect(platform_id, chosen, specs, nuisances, out, tick, jobs or p.collect.jobs)
+
+
+def _labelled(platform_id: str, record: str | None) -> Platform:
+    """The catalogue's platform of that id, or a new one from JSON."""
+    from hspi.platforms import catalogue
+    from hspi.platforms.record import Platform
+
+    if record is None:
+        return catalogue.get(platform_id)
+    if platform_id in catalogue.CATALOGUE:
+        raise click.UsageError(f"--record is for platforms that the catalogue lacks, but it has {platform_id}")
+    try:
+        return Platform.from_dict({**json.loads(record), "id": platform_id})
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(f"--record must be a JSON object with `engine`, but: {error}") from error
 
 
 @click.group()

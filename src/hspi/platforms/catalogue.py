@@ -133,6 +133,39 @@ OTHER_ENGINES = (
 )
 
 
+def _vllm(id: str, **values: Any) -> Platform:
+    return Platform(**{"id": id, "engine": "vllm", "attention": "paged"} | values)
+
+
+VLLM = (
+    _vllm("vllm-fp32"),
+    _vllm("vllm-fp32-compiled", compile=True),
+    _vllm("vllm-bf16", dtype="bf16"),
+    _vllm("vllm-bf16-compiled", dtype="bf16", compile=True),
+    _vllm("vllm-fp16", dtype="fp16"),
+)
+
+
+def _llama_cpp(format: str, **values: Any) -> Platform:
+    """Weights in a GGUF format, keys and values in float16 (its default). Activations are rounded as the weights are,
+    to blocks of 8 bits where those are quantized."""
+    plain: dict[str, Any] = {"id": f"llamacpp-{format}", "engine": "llama.cpp", "options": {"gguf": format}}
+    plain |= {"attention": "eager", "kv_cache": "fp16", "needs_cpu": ("avx2", "fma", "f16c")}
+    note = "llama.cpp's server as the xllamacpp wheel has it: compiled for AVX2"
+    return Platform(**plain | {"note": note} | values)
+
+
+LLAMA_CPP = (
+    _llama_cpp("f32"),
+    _llama_cpp("f32", id="llamacpp-f32-kv32", kv_cache="none"),
+    _llama_cpp("f32", id="llamacpp-f32-flash", attention="flash"),
+    _llama_cpp("f16", dtype="fp16"),
+    _llama_cpp("bf16", dtype="bf16"),
+    _llama_cpp("q8_0", quantization="q8_0"),
+    _llama_cpp("q4_0", quantization="q4_0"),
+)
+
+
 def _cuda(id: str, dtype: str, **values: Any) -> Platform:
     return _torch(id, hardware="cuda", dtype=dtype, **values)
 
@@ -168,7 +201,9 @@ CUDA = (
     _torchao("cuda-fp8", "fp8", quantizer="torchao-fp8dyn", hardware="cuda", dtype="bf16"),
 )
 
-CATALOGUE: dict[str, Platform] = {p.id: p for p in (*PYTORCH, *QUANTIZED, *OTHER_ENGINES, *CUDA, *VIRTUAL)}
+CATALOGUE: dict[str, Platform] = {
+    p.id: p for p in (*PYTORCH, *QUANTIZED, *OTHER_ENGINES, *VLLM, *LLAMA_CPP, *CUDA, *VIRTUAL)
+}
 
 
 def get(id: str) -> Platform:

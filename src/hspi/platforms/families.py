@@ -12,6 +12,8 @@ FAMILIES = {
     "fp8": "fp8-e4m3",
     "nf4-weights": "nf4",
     "fp4-weights": "fp4",
+    "q8_0": "int8",  # llama.cpp's blocks of 32 integers with one scale
+    "q4_0": "int4",
 }
 
 

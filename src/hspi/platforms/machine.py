@@ -12,6 +12,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from hspi.errors import MissingExtra, PlatformError
+from hspi.platforms import environments
 from hspi.platforms.record import Availability, Platform
 
 # Every variable by which a CPU library picks its code paths. A platform owns all of them: one that it does not name
@@ -38,6 +39,8 @@ ENGINE_MODULES = {
     "openvino": "openvino",
     "ctranslate2": "ctranslate2",
     "virtual-gpu": "torch",
+    "vllm": "",  # servers are processes of their own, and read their own environment
+    "llama.cpp": "",
 }
 
 FLAGS_OF_INTEREST = (
@@ -83,10 +86,11 @@ def availability(
     flags: frozenset[str] | None = None,
     package: Callable[[str], bool] = has_package,
     gpu: Callable[[], bool] = has_nvidia_gpu,
+    environment: Callable[[str], bool] = environments.stands,
 ) -> Availability:
     """Whether this machine can run `platform`, and if not, the first reason. Imports no engine.
 
-    flags, package, gpu: stand in for this machine's own, to ask about another one.
+    flags, package, gpu, environment: stand in for this machine's own, to ask about another one.
     """
     if platform.hardware == "cuda" and not gpu():
         return Availability(False, "needs an NVIDIA GPU; none found")
@@ -95,6 +99,8 @@ def availability(
         return Availability(False, f"needs CPU flag {', '.join(lacking)}, which this CPU lacks")
     if missing := [m for m in platform.needs_packages if not package(m)]:
         return Availability(False, str(MissingExtra(missing[0], platform.extra)))
+    if not environment(platform.engine):
+        return Availability(False, environments.why_not(platform.engine))
     if platform.compile and platform.hardware == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         return Availability(False, "needs a C++ compiler (g++, or the one named by CXX); none found")
     return Availability(True)
@@ -105,6 +111,8 @@ def apply_env(platform: Platform) -> None:
 
     Raises PlatformError when the engine was imported under other values: it read them then, once and for all.
     """
+    if not ENGINE_MODULES[platform.engine]:
+        return
     wanted = {name: platform.env.get(name) for name in (*ISA_VARIABLES, *platform.env)}
     wrong = {name: value for name, value in wanted.items() if os.environ.get(name) != value}
     module = ENGINE_MODULES[platform.engine]

@@ -15,6 +15,8 @@ ADAPTERS = {
     "openvino": "hspi.platforms.openvino:OpenVinoAdapter",
     "ctranslate2": "hspi.platforms.ctranslate2:CTranslate2Adapter",
     "virtual-gpu": "hspi.platforms.virtual_gpu:VirtualGpuAdapter",
+    "vllm": "hspi.platforms.endpoint:start",
+    "llama.cpp": "hspi.platforms.endpoint:start",
 }
 
 
