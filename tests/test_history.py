@@ -59,7 +59,13 @@ def test_an_audit_that_only_does_not_exclude_the_class_is_no_change_and_loses_no
     assert alerts(entry(0, "identified", "a"), several, entry(2, "identified", "a")) == [0, 0, 0]
     assert alerts(entry(0, "identified", "a"), several, entry(2, "identified", "b")) == [0, 0, 1]
     (_, news) = told(entry(0, "identified", "c"), several)
-    assert news.alert and "not told apart from a, b" in news.news
+    assert news.alert and "a, b not excluded" in news.news
+
+
+def test_a_state_without_a_name_says_what_is_left() -> None:
+    several = entry(0, "contradicted", "unknown", "a", "b")
+    (_, then) = told(several, entry(1, "identified", "c"))
+    assert then.before == "unknown (left: a, b)" and then.alert
 
 
 def test_another_library_starts_anew_without_an_alert() -> None:

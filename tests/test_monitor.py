@@ -27,7 +27,7 @@ from hspi import monitor, tracking
 from hspi.audit import conduct
 from hspi.cli import main
 from hspi.client import Endpoint, Retry
-from hspi.errors import ConfigError
+from hspi.errors import ConfigError, EndpointError, HspiError
 from hspi.history import Entry
 from hspi.webhook import checked, notify
 from misbehaving import Misbehaving, serving
@@ -227,6 +227,15 @@ def test_the_verb_takes_the_options_of_an_audit_that_make_sense() -> None:
     assert not {"--replay", "--dry-run", "--no-mlflow"} & ours
     refused = CliRunner().invoke(main, ["monitor", "--base-url", "http://127.0.0.1:1/v1"])
     assert refused.exit_code == 2 and "--weights are needed" in refused.output
+
+
+def test_what_the_audit_s_exit_code_means(tmp_path: Path) -> None:
+    for code, kind in ((4, EndpointError), (2, ConfigError), (70, HspiError), (0, HspiError), (-9, HspiError)):
+        with pytest.raises(kind) as caught:
+            monitor._verdict(code, "the reason", tmp_path)
+        assert type(caught.value) is kind and "the reason" in str(caught.value)
+    (tmp_path / "verdict.json").write_text('{"outcome": "contradicted"}')
+    assert monitor._verdict(1, "", tmp_path) == {"outcome": "contradicted"}
 
 
 @pytest.mark.slow

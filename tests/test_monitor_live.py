@@ -52,8 +52,6 @@ def test_a_swapped_server_is_an_alert_an_event_and_a_second_audit(smoke: Tree, m
     with served(smoke, "torch-bf16", port):
         code, first = verb(smoke, *words)
     assert (code, first["outcome"], first["answer"]) == (0, "identified", "torch-bf16")
-    code, gone = verb(smoke, *words)
-    assert (code, gone["outcome"], gone["alert"]) == (4, "failed", False)
 
     for name, value in {"PREFECT_API_URL": api, "PREFECT_WORKER_QUERY_SECONDS": "1"}.items():
         monkeypatch.setitem(smoke.environment, name, value)
@@ -65,7 +63,6 @@ def test_a_swapped_server_is_an_alert_an_event_and_a_second_audit(smoke: Tree, m
         smoke.run("prefect", "work-pool", "create", "--type", "process", "hspi-cpu")
         smoke.run("prefect", "--no-prompt", "deploy", "-n", "audit", "-n", "monitor")
         smoke.run("python", "flows/automation.py")
-        smoke.run("python", "flows/automation.py")  # made again, there is one
         parameters = [f"base_url={url}", "model=llama", "weights=llama", f"alpha={ALPHA}"]
         asking = [word for p in parameters for word in ("--param", p)]
         smoke.run("prefect", "deployment", "run", "monitor/monitor", *asking)
@@ -75,21 +72,19 @@ def test_a_swapped_server_is_an_alert_an_event_and_a_second_audit(smoke: Tree, m
                 runs = asked(f"{api}/flow_runs/filter", {"flows": {"name": {"any_": [flow]}}})
                 return [r for r in runs if r["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")]
 
-            (run,) = until(lambda: ended("monitor"), 120)
-            (again,) = until(lambda: ended("audit"), 120)
+            (run,) = until(lambda: ended("monitor"), 200)
+            (again,) = until(lambda: ended("audit"), 200)
         events = asked(f"{api}/events/filter", {"filter": {"event": {"name": ["hspi.class-changed"]}}})["events"]
         artifacts = asked(f"{api}/artifacts/filter", {})
-    assert run["state"]["type"] == "FAILED" and "torch-fp32 answers now" in run["state"]["message"]
+    assert run["state"]["type"] == "FAILED" and "torch-bf16 answered" in run["state"]["message"]
     (event,) = events
-    assert event["resource"]["hspi.before"] == "torch-bf16" and event["payload"]["answer"] == "torch-fp32"
+    assert event["resource"]["hspi.before"] == "torch-bf16" and event["payload"]["fits"] == ["torch-fp32"]
     assert again["state"]["type"] == "COMPLETED", again["state"]
     assert again["parameters"]["options"][:4] == ["--base-url", url, "--model", "llama"]
     assert f"history-{first['history']}" in {a["key"] for a in artifacts}
 
     shown = json.loads(smoke.run("hspi", "history", "--base-url", url, "--model", "llama", "--json"))
-    assert [(e["outcome"], e["alert"]) for e in shown] == [
-        ("identified", False), ("failed", False), ("contradicted", True),
-    ]  # fmt: skip
+    assert [(e["outcome"], e["alert"]) for e in shown] == [("identified", False), ("contradicted", True)]
     smoke.run("hspi", "history", "--base-url", url, "--plot", "history.html")
-    assert "torch-fp32" in (smoke.path / "history.html").read_text("utf-8")
+    assert "torch-bf16 answered" in (smoke.path / "history.html").read_text("utf-8")
     (smoke.path / "history.html").unlink()

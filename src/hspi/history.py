@@ -89,6 +89,12 @@ class State:
     fits: frozenset[str]
     since: str
 
+    @property
+    def title(self) -> str:
+        """The name, or what is left where there is none."""
+        some = sorted(self.fits - {UNKNOWN})
+        return f"unknown (left: {', '.join(some[:6])})" if self.name == UNKNOWN and some else self.name
+
 
 def key_of(base_url: str, served: str, weights_hash: str) -> str:
     """Names the history of one endpoint: 12 hexadecimal digits."""
@@ -113,11 +119,11 @@ def judged(entry: Entry, state: State | None, candidates: Collection[str]) -> En
     """The entry held against the state before it. `candidates`: platforms that the audit could exclude."""
     if state is None:
         return entry
-    entry = replace(entry, before=state.name)
+    entry = replace(entry, before=state.title)
     if not entry.conclusive or state.fits & set(entry.fits):
         return entry
     if not state.fits & {*candidates, UNKNOWN}:
-        return replace(entry, news=f"{state.name}, which answered before, {ANOTHER_LIBRARY}")
+        return replace(entry, news=f"{state.title}, which answered before, {ANOTHER_LIBRARY}")
     return replace(entry, alert=True, news=_news(entry, state))
 
 
@@ -125,9 +131,9 @@ def _news(entry: Entry, state: State) -> str:
     if state.fits == {UNKNOWN}:
         then = f"no candidate fitted since {state.since}"
     else:
-        then = f"{state.name} answered since {state.since} and is excluded at alpha {entry.alpha:g}"
+        then = f"{state.title} answered since {state.since} and is excluded at alpha {entry.alpha:g}"
     if entry.answer != UNKNOWN:
         return f"{then}; {entry.answer} answers now"
     if entry.fits == (UNKNOWN,):
         return f"{then}; no candidate fits now, so what answers is not known"
-    return f"{then}; what answers now is not told apart from {', '.join(entry.fits[:6])}"
+    return f"{then}; what answers now is not named, {', '.join(entry.fits[:6])} not excluded"

@@ -85,8 +85,9 @@ def check(
 
 def lines(entry: Entry, state: State | None) -> list[str]:
     """What to say of an audit, for people."""
-    before = f"{state.name} since {state.since}" if state else "nothing: this begins the history"
-    out = [f"before        {before}", f"now           {entry.answer or entry.outcome}: {entry.outcome}, {entry.why}"]
+    before = f"{state.title} since {state.since}" if state else "nothing: this begins the history"
+    now = f"{entry.answer}: {entry.outcome}" if entry.answer else entry.outcome
+    out = [f"before        {before}", f"now           {now}, {entry.why}"]
     if entry.news:
         out.append(f"{'ALERT' if entry.alert else 'note':13s} {entry.news}")
     return [*out, f"webhook       {entry.notified}"] if entry.notified else out

@@ -137,7 +137,7 @@ def _endpoints() -> list[dict[str, Any]]:
     for key, about in tracking.histories().items():
         entries = tracking.read_history(key)
         state = established(entries)
-        facts = {"state": state.name if state else "", "since": state.since[:19] if state else ""}
+        facts = {"state": state.title if state else "", "since": state.since[:19] if state else ""}
         counts = {"audits": len(entries), "alerts": sum(e.alert for e in entries)}
         rows.append({**about, **facts, **counts, "last": entries[-1].outcome if entries else "", "history": key})
     return rows
