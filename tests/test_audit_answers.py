@@ -111,3 +111,11 @@ def test_exact_numbers_are_not_taken_for_rounded(kind: type) -> None:
     for seed in range(50):
         values = -np.random.default_rng(seed).exponential(2, 40).astype(kind) - kind(0.1)
         assert decimals([float(v) for v in values]) is None
+        flat = -np.random.default_rng(seed).uniform(4, 8, 60).astype(kind)  # where float32's own steps are widest
+        assert decimals([float(v) for v in flat]) is None
+
+
+@pytest.mark.parametrize("digits", [1, 3, 5])
+def test_rounding_is_found_behind_float32(digits: int) -> None:
+    values = np.round(-np.random.default_rng(digits).uniform(4, 8, 60), digits).astype(np.float32)
+    assert decimals([float(v) for v in values]) == digits
