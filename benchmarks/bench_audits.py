@@ -95,9 +95,11 @@ class World:
 
     @cache  # noqa: B019 - two models at most
     def bundle(self) -> Bundle:
-        stored = candidates._signatures(self.store, self.ref)
+        """The detector, with the store's signatures and no others as candidates."""
         full = judging.load_bundle(None)
-        return candidates.with_library(full, self.ref, self.model, stored, self.params, self.cache / "reference")
+        bare = Bundle(full.verifier, full.family, full.calibration, {}, {})
+        kinds = ("store", "emulated")
+        return candidates.gather(bare, self.ref, kinds, self.params, self.store, self.cache, lambda line: None)[0]
 
     def servable(self) -> list[str]:
         from hspi.platforms import machine
