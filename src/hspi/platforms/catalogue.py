@@ -142,6 +142,7 @@ VLLM = (
     _vllm("vllm-fp32-compiled", compile=True),
     _vllm("vllm-bf16", dtype="bf16"),
     _vllm("vllm-bf16-compiled", dtype="bf16", compile=True),
+    _vllm("vllm-bf16-fp8kv", dtype="bf16", kv_cache="fp8"),
     _vllm("vllm-fp16", dtype="fp16"),
 )
 

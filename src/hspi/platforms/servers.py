@@ -85,8 +85,17 @@ def _llama_cpp(
     platform: Platform, model_path: Path, at: dict[str, str], name: str, slots: int, threads: int
 ) -> tuple[list[str], dict[str, str]]:
     file = gguf_file(environment(platform.engine), model_path, gguf_format(platform))
-    arguments = [str(APART / "llama_server.py"), "--model", str(file.absolute()), "--host", at["host"]]
-    arguments += ["--port", at["port"], "--slots", str(slots), "--context", str(context_of(model_path))]
+    arguments = [str(APART / "llama_server.py"), "--model", str(file.absolute()), "--name", name]
+    arguments += [
+        "--host",
+        at["host"],
+        "--port",
+        at["port"],
+        "--slots",
+        str(slots),
+        "--context",
+        str(context_of(model_path)),
+    ]
     return [*arguments, "--threads", str(threads), *llama_flags(platform)], {}
 
 

@@ -11,6 +11,7 @@ import xllamacpp
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True, help="GGUF file")
+    parser.add_argument("--name", default="model", help="of the model in the API")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--slots", type=int, default=8, help="sequences that share a batch")
@@ -21,7 +22,7 @@ def main() -> None:
     a = parser.parse_args()
 
     p = xllamacpp.CommonParams()
-    p.model.path, p.hostnames, p.port = a.model, [a.host], a.port
+    p.model.path, p.model_alias, p.hostnames, p.port = a.model, {a.name}, [a.host], a.port
     p.n_parallel, p.n_ctx = a.slots, a.slots * a.context
     p.cpuparams.n_threads = p.cpuparams_batch.n_threads = a.threads
     p.flash_attn_type = getattr(
