@@ -72,6 +72,24 @@ def test_a_run_holds_parameters_metrics_and_the_md5s_of_its_data(root: Path, tra
     assert data.tags["dvc.md5.data/zoo"] == "abc"
 
 
+def test_names_and_notes_say_what_a_run_is_about(root: Path, train: Train) -> None:
+    """What people see first on MLflow's pages."""
+    wanted = {"platforms": ["a", "b"], "models": ["one"]}
+    md5s = {"data/zoo": "z", "data/signatures": "s", "data/signatures/a": "a", "src/hspi": "c"}
+    train()
+    run = tracking.log_training("models/detector", {"params": wanted}, {}, md5s)
+    version = tracking.register(run, GOOD, "0123456789abcdef")["version"]
+    with tracking.open_store(root) as client:
+        found = client.get_run(run["run_id"])
+        files = [f.path for f in client.list_artifacts(run["run_id"])]
+        note = client.get_model_version(tracking.MODEL, str(version)).description
+        notes = [e.tags.get("mlflow.note.content", "") for e in client.search_experiments() if e.name == "hspi"]
+    assert found.info.run_name == "detector, 2 platforms, 1 models"
+    assert {t for t in found.data.tags if t.startswith("dvc.")} == {"dvc.md5.data/zoo", "dvc.md5.data/signatures"}
+    assert "dvc_md5s.json" in files
+    assert "0.9 32 × top-20" in note and "0123456789ab" in note and "champion" in notes[0]
+
+
 def test_no_path_in_the_database_is_absolute(root: Path, train: Train) -> None:
     tracking.register(train(), GOOD, "set")
     assert all(path.startswith("mlruns/artifacts") for path in locations(root))
@@ -272,6 +290,11 @@ def test_trials_nest_below_their_study_and_a_resumed_study_adds_the_new_ones(roo
         parent = client.search_runs([experiment], "tags.`hspi.stage` = 'tune'")
         trials = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent[0].info.run_id}'")
     assert len(parent) == 1 and len(trials) == 5
+    assert parent[0].info.run_name == "tune trees" and any(t.info.run_name.startswith("trial 0: ") for t in trials)
+    ended = parent[0].info.end_time
+    assert tracking.log_trials(study.trials, "trees") == 0
+    with tracking.open_store(root) as client:
+        assert client.get_run(parent[0].info.run_id).info.end_time == ended, "nothing new, so the search is no longer"
     assert {float(t.data.params["depth"]) for t in trials} == {t.params["depth"] for t in study.trials}
 
 

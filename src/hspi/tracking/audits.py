@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from hspi.history import Entry
 from hspi.tracking.runs import log_batches, new_run
-from hspi.tracking.store import experiment_id, open_store
+from hspi.tracking.store import AUDITS, experiment_id, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-AUDITS = "hspi-audits"
 EVIDENCE = ("verdict.json", "plan.json", "facts.json", "manifest.json", "answers.jsonl", "report.html")
 NUMBERS = ("claim_p_value", "requests", "unusable", "prompt_tokens", "output_tokens", "cost")
 _MOST = 50_000  # runs that MLflow returns in one call

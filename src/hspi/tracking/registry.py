@@ -147,6 +147,9 @@ def _version_of(
     )
     for name, value in {**dict(zip(PRIMARY, map(repr, score), strict=True)), _SET: evaluation_set}.items():
         client.set_model_version_tag(MODEL, version.version, name, value)
+    scores = ", ".join(f"{value:.5g} {name}" for value, name in zip(score, ("32 × top-20", "1 × top-20"), strict=True))
+    note = f"Macro accuracy over classes {scores}; evaluation set {evaluation_set[:12]}."
+    client.update_model_version(MODEL, version.version, description=note)
     return client.get_model_version(MODEL, version.version)
 
 

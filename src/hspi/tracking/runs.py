@@ -51,14 +51,17 @@ def log_training(
     """A run with the bundle as its model. Returns, and writes to `run_file`, run_id, experiment_id, model_id
     and model_uri.
 
-    `params` may be nested; `data_md5s` defaults to `dvc_md5s(root)`. The model is code (`served_model.py`) beside the
-    bundle's own files, with the signature that `input_example` and the bundle's answer to it give.
+    `params` may be nested; `data_md5s` defaults to `dvc_md5s(root)`: dvc_md5s.json holds them all, tags those of whole
+    datasets. The model is code (`served_model.py`) beside the bundle's own files, with the signature that
+    `input_example` and the bundle's answer to it give.
     """
     bundle_dir = Path(bundle_dir).resolve()
     run_file = Path(run_file).resolve() if run_file else None
     md5s = dvc_md5s(root) if data_md5s is None else data_md5s
     with open_store(root) as client:
-        run_id = new_run(client, "train", {**{f"dvc.md5.{p}": m for p, m in md5s.items()}, **(tags or {})})
+        of_data = {f"dvc.md5.{p}": m for p, m in md5s.items() if _is_dataset(p)}
+        run_id = new_run(client, "train", {"mlflow.runName": _detector_name(params), **of_data, **(tags or {})})
+        client.log_dict(run_id, dict(md5s), "dvc_md5s.json")
         log_batches(client, run_id, metrics=metrics, params=_flat(params))
         run = {
             "run_id": run_id,
@@ -69,6 +72,17 @@ def log_training(
     if run_file:
         write_json(run_file, run)
     return run
+
+
+def _is_dataset(path: str) -> bool:
+    """data/zoo, not data/signatures/torch-bf16: a hundred tags would hide what a run is about."""
+    return path.startswith("data/") and path.count("/") == 1
+
+
+def _detector_name(params: Mapping[str, Any]) -> str:
+    wanted = params.get("params", {})
+    sizes = [f"{len(wanted[name])} {name}" for name in ("platforms", "models") if wanted.get(name)]
+    return ", ".join(["detector", *sizes])
 
 
 def _log_model(run_id: str, bundle_dir: Path, example: pd.DataFrame | None) -> dict[str, str]:
@@ -122,18 +136,21 @@ def log_trials(trials: Iterable[Trial], study: str, *, root: str | Path = ".") -
         experiment = experiment_id(client)
         of_study = f"tags.`hspi.study` = '{study}'"
         parents = client.search_runs([experiment], f"{of_study} AND tags.`hspi.stage` = 'tune'")
-        parent = parents[0].info.run_id if parents else new_run(client, "tune", {"hspi.study": study})
+        tags = {"hspi.study": study, "mlflow.runName": f"tune {study}"}
+        parent = parents[0].info.run_id if parents else new_run(client, "tune", tags)
         known = client.search_runs([experiment], f"{of_study} AND tags.`hspi.stage` = 'trial'", max_results=50_000)
         logged = {run.data.tags["hspi.trial"] for run in known}
         new = [t for t in trials if t.state.is_finished() and str(t.number) not in logged]
         for trial in new:
             _log_trial(client, trial, parent, study)
-        client.set_terminated(parent)
+        if new or not parents:
+            client.set_terminated(parent)
     return len(new)
 
 
 def _log_trial(client: MlflowClient, trial: Trial, parent: str, study: str) -> None:
     tags = {"mlflow.parentRunId": parent, "hspi.study": study, "hspi.trial": str(trial.number)}
+    tags["mlflow.runName"] = f"trial {trial.number}" + ("" if trial.value is None else f": {trial.value:.5g}")
     run_id = new_run(client, "trial", {**tags, "hspi.state": trial.state.name})
     metrics = {} if trial.value is None else {"value": trial.value}
     log_batches(client, run_id, metrics=metrics, params=_flat(trial.params))

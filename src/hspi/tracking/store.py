@@ -22,7 +22,11 @@ from hspi.quiet import be_quiet
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-EXPERIMENT = "hspi"
+EXPERIMENT, AUDITS = "hspi", "hspi-audits"
+ABOUT = {  # what people read in the list of experiments
+    EXPERIMENT: "Detectors: searches, trainings and their evaluation. The best is hspi-detector@champion.",
+    AUDITS: "Endpoints held against their claims, by `hspi audit`, and again and again by `hspi monitor`.",
+}
 _STORE = Path("mlruns")
 _URIS = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 _LOCATIONS = (  # every column of MLflow's database that holds a path
@@ -78,8 +82,9 @@ def experiment_id(client: MlflowClient, name: str = EXPERIMENT) -> str:
     found = client.get_experiment_by_name(name)
     if found:
         return str(found.experiment_id)
+    tags = {"mlflow.note.content": ABOUT[name]} if name in ABOUT else None
     try:
-        return client.create_experiment(name, str(_STORE / "artifacts"))
+        return client.create_experiment(name, str(_STORE / "artifacts"), tags)
     except MlflowException:  # another process made it meanwhile
         found = client.get_experiment_by_name(name)
         if not found:
@@ -112,7 +117,10 @@ def _make_store(root: Path) -> None:
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         store = SqlAlchemyStore(f"sqlite:///{fresh}", str(root / _STORE / "artifacts"))
-        store.create_experiment(EXPERIMENT, str(root / _STORE / "artifacts"))
+        from mlflow.entities import ExperimentTag
+
+        note = ExperimentTag("mlflow.note.content", ABOUT[EXPERIMENT])
+        store.create_experiment(EXPERIMENT, str(root / _STORE / "artifacts"), [note])
         store.engine.dispose()
         _make_relative(root, fresh)
         fresh.replace(database)
