@@ -17,10 +17,12 @@ from hspi.platforms import Adapter, availability, get, open_adapter
 VOCABULARY = 320
 ARCHITECTURES = ("llama", "qwen3", "gemma", "neox")
 # Exporting to ONNX takes seconds, so those engines wait for the slow suite.
-IN_PROCESS = (
+OPENED = (
     *("torch-fp32", "torch-fp32-eager", "torch-fp32-medium", "torch-bf16", "torch-int8-x86"),
     *("emulated-mxint8", "emulated-fp8-e3m4", "ct2-fp32", "ct2-int8"),
     *(pytest.param(name, marks=pytest.mark.slow) for name in ("ort-fp32", "ort-int8", "openvino-fp32")),
+    # Servers in environments of their own, where those stand.
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("llamacpp-f32", "llamacpp-q8_0", "vllm-fp32")),
 )
 
 # How far padding and company may move a log-probability, by what is rounded on the way.
@@ -54,7 +56,21 @@ def make_model(folder, architecture):
         if weight.dim() > 1:
             weight.data.mul_(5)  # so that the answers are far from uniform
     model.to(torch.bfloat16).save_pretrained(folder)
+    make_tokenizer(folder)
     return folder
+
+
+def make_tokenizer(folder):
+    """Of bytes and one merge: servers want one, though they are asked by ids."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [*("<pad>", "<s>", "</s>"), *sorted(pre_tokenizers.ByteLevel.alphabet()), "th"]
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(letters)}, [("t", "h")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +81,7 @@ def models(tmp_path_factory):
     del os.environ["HSPI_CACHE"]
 
 
-@pytest.fixture(scope="session", params=IN_PROCESS)
+@pytest.fixture(scope="session", params=OPENED)
 def served(request, models):
     platform = get(request.param)
     if not (can := availability(platform)).runnable:

@@ -115,7 +115,9 @@ def start(platform: Platform, model_path: Path, threads: int = 1) -> EndpointAda
     facts = {"server": platform.engine, "flags": " ".join(servers.flags(platform))}
     facts |= {f"version_{k}": v for k, v in environments.versions(platform.engine).items()}
     try:
-        return EndpointAdapter(f"{server.url}/v1", name, _vocabulary(model_path), facts, _own(platform), server)
+        return EndpointAdapter(
+            f"{server.url}/v1", name, _vocabulary(model_path), facts, _own(platform, f"{server.url}/v1"), server
+        )
     except EndpointError as error:
         server.close()
         raise PlatformError(f"{platform.id} must serve {model_path}, but: {error} (log: {log})") from error
@@ -130,12 +132,19 @@ def attach(url: str, served: str, platform: Platform, model_path: Path) -> Endpo
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
         raise ConfigError(f"base URL must be http(s)://HOST/… without user and password, but got {shown_url(url)!r}")
     facts = {"endpoint": shown_url(url), "served_name": served}
-    return EndpointAdapter(url, served, _vocabulary(model_path), facts, _own(platform))
+    return EndpointAdapter(url, served, _vocabulary(model_path), facts, _own(platform, url))
 
 
-def _own(platform: Platform) -> dict[str, Any]:
-    """llama.cpp would take up a prompt that it has seen before, and compute less of it: other bits."""
-    return {"cache_prompt": False} if platform.engine == "llama.cpp" else {}
+def _own(platform: Platform, url: str) -> dict[str, Any]:
+    """Fields beyond OpenAI's that both engines know how to take; none of them touches a log-probability.
+
+    llama.cpp reports none for an answer that ends at once or is part of a character, so it is made to write an `a`; and
+    it would take up a prompt that it has seen before, and compute less of it: other bits.
+    """
+    if platform.engine == "llama.cpp":
+        tokens = _post(_opener(url), f"{url.removesuffix('/v1')}/tokenize", {"content": "a"})["tokens"]
+        return {"logit_bias": {str(tokens[0]): 1000}, "cache_prompt": False}
+    return {"ignore_eos": True} if platform.engine == "vllm" else {}
 
 
 def _vocabulary(model_path: Path) -> int:
