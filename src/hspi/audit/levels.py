@@ -48,19 +48,23 @@ def choose_level(cap: Capabilities, material: Material) -> Level:
         return _text(cap, context, signatures)
     if signatures and context == "" and material.settings.claim_format is None:
         return _replay(cap)
+    numbers = f"top-{cap.top_k} log-probabilities"
     if cap.decimals is not None:
-        return Level("none", f"log-probabilities are rounded to {cap.decimals} decimals, and {_lacks(signatures)}")
-    numbers = f"top-{cap.top_k} log-probabilities at full precision"
+        return Level("none", f"{numbers} are rounded to {cap.decimals} decimals, and {_lacks(context, signatures)}")
     if context is None:
-        return Level("distribution", f"{numbers}, but {_around(cap)}, and the model's tokenizer does not say which")
+        return Level("distribution", f"{numbers}, but {_around(cap)}, which the model's tokenizer does not explain")
     if not material.weights:
         return Level("distribution", f"{numbers}, but the weights are not at hand")
-    said = f"prompts as they stand{f', {context}' if context else ''}"
-    return Level("residual", f"{numbers} and the weights on {said}; {_lacks(signatures)}", context=context)
+    how = f"prompts {context}" if context else "prompts as they stand"
+    said = f"{numbers} at full precision and the weights, on {how}; {_lacks(context, signatures)}"
+    return Level("residual", said, context=context)
 
 
-def _lacks(signatures: bool) -> str:
-    return "a format is all that is claimed" if signatures else "no candidate has signatures of these weights so"
+def _lacks(context: str | None, signatures: bool) -> str:
+    """Why signatures are not used."""
+    if not signatures:
+        return "these weights have no signatures"
+    return "a number format is all that is claimed" if context == "" else "no signature has such prompts"
 
 
 def _around(cap: Capabilities) -> str:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
+import tempfile
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -28,6 +31,8 @@ from hspi.zoo import ModelRef
 
 CHAT, SPECIAL = "inside the chat template", "with the tokenizer's special tokens"  # `Probe.variants`
 CLEAR = 0.5  # nats by which the best token must lead for rounding not to swap it
+DETECTOR = "detector.zip"
+MOST = 4 << 30  # bytes that a detector may unpack to
 LIBRARIES = ("hspi", "numpy", "openai", "httpx", "xgboost-cpu", "scikit-learn", "pyarrow", "safetensors")
 
 
@@ -161,12 +166,16 @@ def check_claim(settings: Settings, bundle: Bundle) -> None:
 
 
 def slim(bundle: Bundle, model: str) -> Bundle:
-    """The bundle with one model's library, if any, and of `raw` only what says which settings were collected."""
+    """The bundle with one model's library and levels, if any, and of those only what scores are made from."""
+    c = bundle.calibration
+    own = {name: levels for name, levels in c.own_scores.items() if name.startswith(f"{model}/")}
+    calibration = replace(c, own_scores=own)
     if model not in bundle.library:
-        return Bundle(bundle.verifier, bundle.family, bundle.calibration, {}, {})
+        return Bundle(bundle.verifier, bundle.family, calibration, {}, {})
     data = bundle.library[model]
-    lean: Aligned = replace(data, raw=np.ascontiguousarray(data.raw[..., :1]))
-    return Bundle(bundle.verifier, bundle.family, bundle.calibration, {model: lean}, {model: bundle.classes[model]})
+    first = np.ascontiguousarray(data.raw[..., :1])  # says which settings were collected
+    lean: Aligned = replace(data, raw=first, predicted=None)  # type: ignore[arg-type]
+    return Bundle(bundle.verifier, bundle.family, calibration, {model: lean}, {model: bundle.classes[model]})
 
 
 def save(material: Material, folder: Path) -> None:
@@ -176,7 +185,9 @@ def save(material: Material, folder: Path) -> None:
     asked |= {name: getattr(material, name) for name in ("special", "inexact", "weights")}
     write_json(folder / "probes.json", asked)
     write_json(folder / "vocabulary.json", material.vocabulary)
-    material.bundle.save(folder / "detector")
+    with tempfile.TemporaryDirectory() as scratch:
+        material.bundle.save(Path(scratch) / "detector")
+        pack(Path(scratch) / "detector", folder / DETECTOR)
 
 
 def load(folder: Path) -> Material:
@@ -189,8 +200,33 @@ def load(folder: Path) -> Material:
         vocabulary, facts = _read(folder / "vocabulary.json"), _read(folder / "facts.json")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{folder} must hold an audit, but: {error}") from error
-    bundle = Bundle.load(folder / "detector")
+    with tempfile.TemporaryDirectory() as scratch:
+        unpack(folder / DETECTOR, Path(scratch) / "detector")
+        bundle = Bundle.load(Path(scratch) / "detector")
     return Material(settings, bundle, groups["probes"], groups["warm_up"], vocabulary, facts, **more)
+
+
+def pack(source: Path, target: Path) -> None:
+    """Every file of a folder into a zip file: the same files give the same bytes."""
+    temporary = target.with_name(target.name + ".tmp")
+    with zipfile.ZipFile(temporary, "w") as archive:
+        for path in sorted(p for p in source.rglob("*") if p.is_file()):
+            entry = zipfile.ZipInfo(str(path.relative_to(source)))  # dated 1980
+            entry.compress_type = zipfile.ZIP_LZMA  # its window is wide enough to see that settings repeat each other
+            archive.writestr(entry, path.read_bytes())
+    temporary.replace(target)
+
+
+def unpack(source: Path, target: Path) -> None:
+    """Raises DataError if the file is no zip file, or holds more than any detector does."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+            if size > MOST:
+                raise DataError(f"{source} must hold at most {MOST} bytes, but it holds {size}")
+            archive.extractall(target)
+    except (OSError, zipfile.BadZipFile, lzma.LZMAError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{source} must hold a detector, but: {error}") from error
 
 
 def read_settings(folder: Path) -> Settings:
