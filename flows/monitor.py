@@ -87,7 +87,7 @@ def show_history(entry: dict[str, Any]) -> None:
     )
 
 
-@flow(name="monitor")
+@flow(name="monitor", flow_run_name="{model} at {base_url}")
 def monitor(
     base_url: str,
     model: str,

@@ -109,10 +109,17 @@ def platforms_of_params(path: str = "params.yaml") -> list[str]:
 def publish_artifacts(reports: str | Path = "reports", run_file: str | Path = "models/run.json") -> None:
     """The matrix of pairs as a table, the headline metrics as a page, and links to MLflow and the registry."""
     reports = Path(reports)
-    create_table_artifact(key="pair-matrix", table=pair_matrix(reports / "tables" / "pair_accuracy.csv"))
+    create_table_artifact(
+        key="pair-matrix",
+        table=pair_matrix(reports / "tables" / "pair_accuracy.csv"),
+        description="Accuracy of telling each pair of platforms apart, probes and nuisance held out; chance is 0.5",
+    )
     metrics = json.loads((reports / "metrics.json").read_text("utf-8"))
     lines = [f"| {name} | {value} |" for name, value in sorted(metrics.items())]
-    create_markdown_artifact(key="metrics", markdown="\n".join(["| metric | value |", "|---|---|", *lines]))
+    page = "\n".join(["| metric | value |", "|---|---|", *lines])
+    create_markdown_artifact(
+        key="metrics", markdown=page, description="Every figure of the evaluation, held out as it is named"
+    )
     run = json.loads(Path(run_file).read_text("utf-8"))
     link = f"{MLFLOW_PAGES}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}"
     create_link_artifact(key="mlflow-run", link=link, description="The run in MLflow (`make mlflow` opens it)")
