@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from hspi.detectors.calibration import Calibration
 from hspi.detectors.classifiers import Boosted
+from hspi.detectors.families import Families
 from hspi.detectors.training import OWN_SAMPLES
 from hspi.detectors.verifier import Comparisons, class_scores, self_scores
 from hspi.errors import DataError, UnknownName
@@ -27,7 +28,7 @@ from hspi.evidence.explained import explained_statistics, family_features
 from hspi.evidence.replay import F32, candidate_features, pair_features, pair_statistics, self_features
 from hspi.signatures import Signature
 from hspi.splits import draw
-from hspi.verdict import Verdict, decide
+from hspi.verdict import UNKNOWN, Verdict, decide
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,13 +77,13 @@ class Bundle:
 
     def judge(self, seen: Observation, *, alpha: float = 0.01, claim: str | None = None) -> Verdict:
         """The verdict on one observation at the replay level. Raises UnknownName for a model without a library."""
-        classes = self._classes(seen.model)
-        scores = class_scores(self.scores(seen)[None], classes)[0]
+        classes, families = self._classes(seen.model), self.families(seen.model)
+        scores = families.best(class_scores(self.scores(seen)[None], classes))
         self._calibrate_joined(seen.model, len(seen.probes), seen.ids.shape[1])
-        return decide(
-            scores,
-            [classes.name(c) for c in range(classes.count)],
-            [classes.members(c) for c in range(classes.count)],
+        found = decide(
+            scores.score[0],
+            list(families.names),
+            [list(m) for m in families.members],
             self.calibration,
             probes=len(seen.probes),
             top_k=seen.ids.shape[1],
@@ -90,6 +91,14 @@ class Bundle:
             alpha=alpha,
             claim=claim,
         )
+        if found.answer == UNKNOWN:
+            return found
+        best = int(scores.best[0, families.names.index(found.answer)])
+        return replace(found, nearest=classes.name(best), plan=families.plans[best])
+
+    def families(self, model: str) -> Families:
+        """What verdicts on this model tell apart."""
+        return Families.of(self._classes(model), self.library[model].platforms)
 
     def scores(self, seen: Observation) -> F32:
         """Log-odds that each platform of the library is the observed one: (C,)."""
@@ -144,16 +153,17 @@ class Bundle:
 
     def _calibrate_joined(self, model: str, probes: int, k: int) -> None:
         """Levels of platforms that joined after training: their own signatures, setting against setting, give them."""
-        classes, size = self.classes[model], self.calibration.size(probes, k)
+        families, size = self.families(model), self.calibration.size(probes, k)
         n, top_k = (int(v) for v in size.split("x"))
-        for label in range(classes.count):
-            own = self.calibration.own_scores.setdefault(f"{model}/{classes.name(label)}", {})
+        data = self.library[model]
+        ids, pool = data.platform_ids(), np.arange(len(data.probes))
+        for name, members in zip(families.names, families.members, strict=True):
+            own = self.calibration.own_scores.setdefault(f"{model}/{name}", {})
             if size in own:
                 continue
-            data, found = self.library[model], []
-            pool = np.arange(len(data.probes))
-            for i in np.flatnonzero(np.asarray(classes.label) == label):
-                pairs = Comparisons.of(data.only([int(i)]), top_k)
+            found: list[float] = []
+            for platform in members:
+                pairs = Comparisons.of(data.only([ids.index(platform)]), top_k)
                 samples = draw(pool, min(n, len(pool)), OWN_SAMPLES, np.random.default_rng(0))
                 settings = list(range(len(data.nuisances)))
                 found.extend(self_scores(self.verifier, pairs, 0, settings, samples, pool).tolist())

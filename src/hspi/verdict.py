@@ -19,7 +19,9 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What is said in the end, with what it rests on. `answer` is a class's name, or "unknown"."""
+    """What is said in the end, with what it rests on. `answer` is the name of a class or of a virtual family, or
+    "unknown"; `nearest` the class that scored best in it, and `plan` a virtual GPU's kernel plan there ("" for others).
+    """
 
     answer: str
     members: list[str]
@@ -32,6 +34,8 @@ class Verdict:
     probes: int
     top_k: int
     model: str
+    nearest: str = ""
+    plan: str = ""
 
     @property
     def outcome(self) -> str:

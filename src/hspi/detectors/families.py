@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hspi.evidence.equivalence import Classes
 from hspi.platforms.record import Platform
 from hspi.platforms.virtual_catalogue import ENGINE, arithmetic_class
 
@@ -24,6 +25,60 @@ class FamilyScores:
     names: tuple[str, ...]
     score: Floats
     best: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Families:
+    """What a verdict tells apart: equivalence classes, those of one virtual family together.
+
+    of_class[c]: the family of class c; names and members (platform ids) by family. Without virtual GPUs families are
+    classes, by the same names.
+    """
+
+    of_class: tuple[int, ...]
+    names: tuple[str, ...]
+    members: tuple[tuple[str, ...], ...]
+    plans: tuple[str, ...]
+
+    @classmethod
+    def of(cls, classes: Classes, platforms: Sequence[Platform]) -> Families:
+        """platforms: at least those of the classes. A class that measurement found to span families joins them."""
+        by_id = {p.id: p for p in platforms}
+        inside = [[by_id[m] for m in classes.members(c)] for c in range(classes.count)]
+        keys = [{family_name(p) for p in some} for some in inside]
+        first = _joined(keys)
+        heads = tuple(dict.fromkeys(first))
+        parts = [[c for c, head in enumerate(first) if head == h] for h in heads]
+        names = []
+        for h, part in zip(heads, parts, strict=True):
+            spanned = set().union(*(keys[c] for c in part))
+            is_family = len(spanned) == 1 and all(p.engine == ENGINE for p in inside[h])
+            names.append(spanned.pop() if is_family else classes.name(h))
+        return cls(
+            tuple(heads.index(h) for h in first),
+            tuple(names),
+            tuple(tuple(m for c in part for m in classes.members(c)) for part in parts),
+            tuple(" or ".join(dict.fromkeys(_plan(p) for p in some if p.engine == ENGINE)) for some in inside),
+        )
+
+    def best(self, scores: Floats) -> FamilyScores:
+        """(n, classes) → scores of families, and which class each one has from."""
+        return best_of(scores, [self.names[f] for f in self.of_class])
+
+
+def _joined(keys: Sequence[set[str]]) -> list[int]:
+    """Sets that share a key, also by way of others, get the number of the first of them."""
+    head = list(range(len(keys)))
+    for c, some in enumerate(keys):
+        for near in [d for d in range(c) if keys[d] & some]:
+            low, high = sorted((head[c], head[near]))
+            head = [low if h == high else h for h in head]
+    return head
+
+
+def _plan(platform: Platform) -> str:
+    plan = platform.options.get("plan", "")
+    return plan if isinstance(plan, str) else " ".join(f"{product}:{name}" for product, name in sorted(plan.items()))
 
 
 def family_name(platform: Platform) -> str:

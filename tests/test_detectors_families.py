@@ -1,0 +1,130 @@
+"""Families of virtual GPUs: by the records, and in verdicts on signatures that emulated matrix units gave."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import synthetic
+from hspi import reference, zoo
+from hspi.bundle import Bundle, Observation
+from hspi.detectors.families import Families, family_name
+from hspi.errors import DataError
+from hspi.evidence.aligned import align
+from hspi.evidence.equivalence import Classes
+from hspi.featurize import classify
+from hspi.platforms import get, open_adapter
+from hspi.platforms.record import Nuisance
+from hspi.platforms.virtual_catalogue import virtual
+from hspi.signatures import Header, Signature, top_k
+from hspi.verdict import UNKNOWN
+from test_platforms_adapters import contexts, make_model
+
+PROBES, TOP_K = 24, 40
+LIBRARY = [virtual(g, "tf32", p) for g in ("A100", "L40S", "H100") for p in ("k1", "k2", "k4", "rev")]
+NVIDIA_8, NVIDIA_9 = "vgpu:ampere+ada:tf32", "vgpu:hopper+blackwell:tf32"
+
+
+def classes(*groups: list[str]) -> Classes:
+    ids = [p for g in groups for p in g]
+    label = [i for i, g in enumerate(groups) for _ in g]
+    empty = np.full((len(ids), len(ids)), np.nan)
+    return Classes("m", ids, label, empty, empty)
+
+
+def of(*groups: list[str]) -> Families:
+    found = classes(*groups)
+    return Families.of(found, [get(i) for i in found.platform_ids])
+
+
+def test_without_virtual_gpus_families_are_classes():
+    found = of(["torch-fp32", "torch-fp32-strict"], ["torch-bf16"])
+    assert found.names == ("torch-fp32", "torch-bf16") and found.of_class == (0, 1) and found.plans == ("", "")
+    assert found.members == (("torch-fp32", "torch-fp32-strict"), ("torch-bf16",))
+
+
+def test_plans_of_one_arithmetic_are_one_family_and_others_are_not():
+    found = of(
+        ["vgpu-a100-bf16-k1"], ["torch-bf16"], ["vgpu-l40s-bf16-k2"], ["vgpu-h100-bf16-k1"], ["vgpu-a100-fp16-k1"]
+    )
+    assert found.names == (
+        "vgpu:ampere+ada:bf16", "torch-bf16", "vgpu:hopper+blackwell:bf16", "vgpu:turing+ampere+ada:fp16",
+    )  # fmt: skip
+    assert found.of_class == (0, 1, 0, 2, 3) and found.plans == ("k1", "", "k2", "k1", "k1")
+    assert found.members[0] == ("vgpu-a100-bf16-k1", "vgpu-l40s-bf16-k2")
+    best = found.best(np.array([[0.1, 0.3, 0.9, 0.2, 0.0]]))
+    np.testing.assert_array_equal(best.score, [[0.9, 0.3, 0.2, 0.0]])
+    np.testing.assert_array_equal(best.best, [[2, 1, 3, 4]])
+
+
+def test_a_measured_class_that_spans_families_keeps_them_together():
+    found = of(["vgpu-h100-bf16-k2"], ["vgpu-a100-bf16-k1"], ["vgpu-a100-bf16-k2", "vgpu-h100-bf16-k1"], ["torch-bf16"])
+    assert found.of_class == (0, 0, 0, 1), "they were not told apart, so no answer may name one of the two"
+    assert found.names[0] == "vgpu-h100-bf16-k2" and found.plans[2] == "k2 or k1"
+
+
+# ---------------------------------------------------------------- verdicts, on signatures of a tiny model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("family") / "llama", "llama")
+
+
+@pytest.fixture(scope="module")
+def adapter(folder):
+    return open_adapter(LIBRARY[0], folder)
+
+
+def answered(adapter, platform):
+    adapter.use(str(platform.options["architecture"]))
+    adapter.book = type(adapter.book).of(platform.options["plan"])
+    ids, values = top_k(adapter.logprobs(contexts(*[12] * PROBES), 1), TOP_K)
+    ids, values = ids.reshape(PROBES, TOP_K), values.reshape(PROBES, TOP_K)
+    header = Header(platform, "tiny", "weights", "text", "probes", Nuisance("b1"), positions=1, top_k=TOP_K)
+    at = np.arange(PROBES, dtype=np.int32)
+    return Signature(header, at, np.zeros_like(at), np.full_like(at, 12), ids[:, 0].copy(), ids, values)
+
+
+@pytest.fixture(scope="module")
+def bundle(adapter, folder):
+    """A detector that was trained on other platforms and other models; virtual GPUs join by their signatures."""
+    trained = synthetic.trained(synthetic.world())
+    once = [answered(adapter, p) for p in LIBRARY]  # emulated bits do not depend on the batch
+    found = [replace(x, header=replace(x.header, nuisance=Nuisance(s))) for x in once for s in ("b1", "b4", "b7")]
+    exact = reference.reference_logprobs(zoo.resolve(str(folder)), contexts(*[12] * PROBES), 1)[:, 0]
+    data = align("tiny", found, {"text": exact}, stored=TOP_K)
+    return replace(trained, library={"tiny": data}, classes={"tiny": classify(data, 1, 20)}, _own={})
+
+
+def judged(bundle: Bundle, adapter, platform, **more):
+    return bundle.judge(Observation.of(answered(adapter, platform), 20), **more)
+
+
+@pytest.mark.parametrize(("gpu", "family"), [("A40", NVIDIA_8), ("4090", NVIDIA_8), ("B200", NVIDIA_9)])
+@pytest.mark.parametrize("plan", ["k2", "rev"])
+def test_the_family_is_named_with_its_plan(bundle, adapter, gpu, family, plan):
+    """None of these GPUs stands in the library; one that computes alike does."""
+    found = judged(bundle, adapter, virtual(gpu, "tf32", plan))
+    assert (found.answer, found.plan, found.outcome) == (family, plan, "identified")
+    assert found.set_at == [family] and set(found.posterior) == {NVIDIA_8, NVIDIA_9, UNKNOWN}
+    assert set(found.members) == {p.id for p in LIBRARY if family_name(p) == family}
+    assert (
+        found.nearest == bundle.classes["tiny"].members_of(f"vgpu-{'h100' if gpu == 'B200' else 'a100'}-tf32-{plan}")[0]
+    )
+
+
+def test_a_claim_holds_whatever_the_plan_and_falls_for_another_arithmetic(bundle, adapter):
+    seen = virtual("A100", "tf32", "k4")
+    for claim in ("vgpu-a100-tf32-k1", "vgpu-l40s-tf32-k4"):
+        assert judged(bundle, adapter, seen, claim=claim).outcome == "consistent"
+    assert judged(bundle, adapter, seen, claim="vgpu-h100-tf32-k4").outcome == "contradicted"
+    with pytest.raises(DataError, match="claim must be among"):
+        judged(bundle, adapter, seen, claim="vgpu-mi300x-tf32-k4")
+
+
+def test_a_plan_that_no_candidate_has_is_never_another_family_with_confidence(bundle, adapter):
+    found = judged(bundle, adapter, virtual("A100", "tf32", "i4"), claim="vgpu-a100-tf32-k1")
+    assert found.answer in {NVIDIA_8, UNKNOWN}
