@@ -19,33 +19,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from virtual_world import FOREIGN, OWN, World
 
-from hspi import params, probes, reference, zoo
 from hspi.detectors.families import best_of, credit
-from hspi.detectors.plan_search import Seen, Workbench, search
-from hspi.evidence.aligned import likeliest, place
-from hspi.evidence.replay import F32, STATISTICS, pair_statistics
-from hspi.numerics.plans import KernelPlan
-from hspi.platforms import virtual_plans
-from hspi.platforms.opening import open_adapter
-from hspi.platforms.record import Platform
-from hspi.platforms.virtual_catalogue import VIRTUAL, arithmetic_class, units_of
+from hspi.detectors.plan_search import Answers, search
+from hspi.platforms.virtual_catalogue import VIRTUAL, arithmetic_class
 from hspi.platforms.virtual_plans import PlanBook
 from hspi.quiet import be_quiet
-from hspi.signatures import top_k
 
 SIZES = ((32, 20), (8, 20), (2, 20), (1, 20), (32, 5), (8, 5))
-DISTANCE = STATISTICS.index("log_distance")
-# Plans that neither the library nor the search has.
-FOREIGN = {
-    "k3": KernelPlan(split_k=3),
-    "k5t": KernelPlan(split_k=5, combine="tree"),
-    "rot": KernelPlan(order="rotated"),
-    "k4h": KernelPlan(split_k=4, workspace="bf16"),
-}
-OWN = tuple(virtual_plans.PLANS)  # the library's
 KINDS = ("uniform", "by product", "foreign")
-Answers = tuple[F32, npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,49 +46,6 @@ class Figure:
     chance: float
     truths: int
     samples: int
-
-
-class World:
-    """One model in one number type on every arithmetic class; runs of the model are kept."""
-
-    def __init__(self, model: str, dtype: str, count: int) -> None:
-        self.model, self.dtype = model, dtype
-        platforms = [p for p in VIRTUAL if p.id.endswith(f"-{dtype}-k1")]
-        self.classes: dict[str, Platform] = {}
-        for p in platforms:
-            self.classes.setdefault(arithmetic_class(p), p)
-        self.names = list(self.classes)
-        self.architectures = [str(p.options["architecture"]) for p in self.classes.values()]
-        ref = zoo.resolve(model)
-        built = probes.build(params.load().probes.spec("text"), zoo.load_tokenizer(ref))
-        self.contexts = list(built.contexts[:count])
-        full = reference.reference_logprobs(ref, self.contexts, 1)[:, 0]
-        self.slots = likeliest(full)
-        self.reference = np.take_along_axis(full, self.slots, axis=1)
-        self.adapter: Any = open_adapter(platforms[0], ref.path)
-        self.adapter.logprobs(self.contexts[:1], 1)
-        lengths = dict(self.adapter.products)
-        order = sorted(lengths, key=lambda p: p in ("qk", "pv"))  # the layers first: they do most of the sums
-        width = {
-            a: units_of(p)[0].instruction_k for a, p in zip(self.architectures, self.classes.values(), strict=True)
-        }
-        self.bench = Workbench(self.run, {p: lengths[p] for p in order}, width)
-
-    def run(self, architecture: str, book: PlanBook) -> Answers:
-        if self.adapter.architecture != architecture or len(self.adapter._packed) > 300:
-            self.adapter.use(architecture)
-        self.adapter.book = book
-        ids, values = top_k(self.adapter.logprobs(self.contexts, 1)[:, 0], 64)
-        return place(self.slots, ids, values)
-
-    def seen(self, answers: Answers, at: npt.NDArray[np.int64], k: int) -> Seen:
-        rank = np.where(answers[1][at] < k, answers[1][at], 255).astype(np.uint8)
-        return Seen(answers[0][at], rank, self.reference[at], k)
-
-    def score(self, seen: Answers, candidates: list[Answers], k: int) -> F32:
-        """Minus the log distance of each candidate on each probe: (C, P)."""
-        logprobs, rank = (np.stack([c[i] for c in candidates]) for i in (0, 1))
-        return -pair_statistics(seen[0], seen[1], logprobs, rank, self.reference, k)[..., DISTANCE]
 
 
 def accuracy(world: World, condition: str, cases: list[tuple[int, Answers, list[tuple[int, Answers]]]]) -> list[Figure]:
@@ -140,87 +80,102 @@ def draws(size: int, n: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     return rng.permutation(size)[: count * n].reshape(count, n)
 
 
-def random_books(world: World, count: int, seed: int) -> list[PlanBook]:
-    rng = np.random.default_rng(seed)
-    return [PlanBook("k1", {p: str(rng.choice(OWN)) for p in world.bench.products}) for _ in range(count)]
-
-
-def runs_of(world: World, books: int) -> tuple[dict[tuple[int, str], Answers], list[Any], list[Any]]:
-    """Answers by (class, plan) of the library, with foreign plans, and with plans by product."""
-    each = list(enumerate(world.architectures))
-    library = {(c, n): world.bench.answers(a, PlanBook(n)) for c, a in each for n in OWN}
-    foreign = [(c, n, world.bench.answers(a, PlanBook(n))) for c, a in each for n in FOREIGN]
-    mixed = [(c, b, world.bench.answers(a, b)) for c, a in each for b in random_books(world, books, c)]
-    return library, foreign, mixed
-
-
 def without(library: dict[tuple[int, str], Answers], name: str) -> list[tuple[int, Answers]]:
     return [(c, x) for (c, n), x in library.items() if n != name]
 
 
 def tables(world: World, books: int) -> list[Figure]:
-    library, foreign, mixed = runs_of(world, books)
+    library, each = world.library(), list(enumerate(world.architectures))
     every = [(c, x) for (c, _), x in library.items()]
     only = [(c, x) for (c, n), x in library.items() if n == "k1"]
+    foreign = [(c, world.run(a, PlanBook(n)), every) for c, a in each for n in FOREIGN]
+    mixed = [(c, world.run(a, world.mixed_book(c, i)), every) for c, a in each for i in range(books)]
+    layered = [(c, world.run(a, world.layered_book(c, i)), every) for c, a in each for i in range(books)]
     return [
         *accuracy(world, "plan in the library", [(c, x, every) for (c, _), x in library.items()]),
         *accuracy(world, "plan left out", [(c, x, without(library, n)) for (c, n), x in library.items()]),
         *accuracy(world, "library of one plan", [(c, x, only) for (c, n), x in library.items() if n != "k1"]),
-        *accuracy(world, "foreign plan", [(c, x, every) for c, _, x in foreign]),
-        *accuracy(world, "plan differs by product", [(c, x, every) for c, _, x in mixed]),
+        *accuracy(world, "foreign plan", foreign),
+        *accuracy(world, "plan differs by product", mixed),
+        *accuracy(world, "plan differs by layer", layered),
     ]
 
 
-def searches(world: World, count: int, kinds: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each kind of unknown plan, with `count` observations of each class."""
-    library, foreign, mixed = runs_of(world, count)
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A truth to be found: its class and book, and the library that the nearest candidate is taken from."""
+
+    truth: int
+    book: PlanBook
+    library: list[tuple[int, Answers]]
+
+
+def cases_of(world: World, kind: str, i: int) -> list[Case]:
+    """The i-th observation of each class."""
+    library = world.library()
     every = [(c, x) for (c, _), x in library.items()]
-    cases = {
-        "uniform": [(c, x, without(library, n)) for (c, n), x in pick(library, count)],
-        "by product": [(c, x, every) for c, _, x in first(mixed, count)],
-        "foreign": [(c, x, every) for c, _, x in first(foreign, count)],
-    }
-    for kind in kinds:
-        print(f"{world.model} {world.dtype}: {kind}")
-        yield kind, inferred(world, cases[kind])
+    out = []
+    for c in range(len(world.names)):
+        if kind == "uniform":  # the search knows this plan, the library does not
+            name = OWN[1 + (c + 3 * i) % (len(OWN) - 1)]
+            out.append(Case(c, PlanBook(name), without(library, name)))
+        elif kind == "foreign":
+            out.append(Case(c, PlanBook(list(FOREIGN)[(c + i) % len(FOREIGN)]), every))
+        else:
+            out.append(Case(c, world.mixed_book(c, i), every))
+    return out
 
 
-def pick(library: dict[tuple[int, str], Answers], count: int) -> list[tuple[tuple[int, str], Answers]]:
-    """`count` plans of each class other than the plainest, not the same ones for each."""
-    classes = sorted({c for c, _ in library})
-    names = [n for c, n in library if c == classes[0]][1:]
-    return [((c, n), library[c, n]) for c in classes for n in (names[(c + 3 * i) % len(names)] for i in range(count))]
+def searches(world: World, count: int, kind: str, learn: int) -> Iterator[dict[str, Any]]:
+    """Figures over more and more observations, `count` of each class in the end. What an observation is made of is
+    run beside the workbench, so that no search starts from its own truth."""
+    rows: list[dict[str, Any]] = []
+    for i in range(count):
+        for case in cases_of(world, kind, i):
+            rows.append(found_of(world, case, learn))
+            print(f"{world.model} {world.dtype} {kind}", json.dumps(rows[-1]), flush=True)
+            world.save()
+            yield summary(world, rows)
 
 
-def first(cases: list[tuple[int, Any, Answers]], count: int) -> list[tuple[int, Any, Answers]]:
-    return [x for c in sorted({c for c, _, _ in cases}) for x in [y for y in cases if y[0] == c][:count]]
-
-
-def inferred(world: World, cases: list[Any]) -> dict[str, Any]:
-    """Nearest candidate against plan search on the same observations: every probe of this world, top-20."""
-    rng, at = np.random.default_rng(1), np.arange(len(world.contexts))
-    before, after, exact = [], [], 0
-    began, runs = time.monotonic(), world.bench.runs
-    for truth, answers, candidates in cases:
-        scores = world.score(answers, [c for _, c in candidates], 20)[:, at].mean(axis=1)[None]
-        found = best_of(scores, [world.names[c] for c, _ in candidates])
-        before.append(credit(found.score, np.array([found.names.index(world.names[truth])]))[0])
-        best = search(world.bench, world.seen(answers, at, 20), world.architectures, OWN)
-        winners = [e.architecture for e in best if e.score == best[0].score]
-        exact += best[0].equal == 1.0
-        after.append((world.architectures[truth] in winners) / len(winners))
-        print(f"  {world.names[truth]:20s} nearest {before[-1]:.2f}  search {after[-1]:.2f}  equal {best[0].equal:.3f}")
-    rows = {
-        name: asdict(figure(world, name, len(at), 20, np.array(v), len(v), rng))
-        for name, v in (("nearest candidate", before), ("plan search", after))
-    }
-    lost, won = 1 - np.mean(before), np.mean(after) - np.mean(before)
+def found_of(world: World, case: Case, learn: int) -> dict[str, Any]:
+    """Nearest candidate, plan search and known plan on one observation: every probe of this world, top-20."""
+    began, runs = time.process_time(), world.bench.runs
+    answers = world.run(world.architectures[case.truth], case.book)
+    best = search(world.bench, world.seen(answers, 20), world.architectures, OWN, learn=learn)
+    winners = [e.architecture for e in best if e.score == best[0].score]
+    seconds, runs = time.process_time() - began, world.bench.runs - runs
+    known = [(c, world.run(a, case.book)) for c, a in enumerate(world.architectures)]
     return {
-        **rows,
-        "share of the loss won back": round(float(won / lost), 3) if lost else None,
-        "every bit explained": exact,
-        "runs": world.bench.runs - runs,
-        "seconds": round(time.monotonic() - began, 1),
+        "truth": world.names[case.truth],
+        "nearest candidate": nearest(world, case.truth, answers, case.library),
+        "plan search": (world.architectures[case.truth] in winners) / len(winners),
+        "plan known": nearest(world, case.truth, answers, known),
+        "equal": round(best[0].equal, 3),
+        "runs": runs,
+        "seconds": round(seconds, 1),
+    }
+
+
+def nearest(world: World, truth: int, answers: Answers, candidates: list[tuple[int, Answers]]) -> float:
+    scores = world.score(answers, [x for _, x in candidates], 20).mean(axis=1)[None]
+    found = best_of(scores, [world.names[c] for c, _ in candidates])
+    return float(credit(found.score, np.array([found.names.index(world.names[truth])]))[0])
+
+
+def summary(world: World, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    rng = np.random.default_rng(1)
+    out: dict[str, Any] = {
+        name: asdict(figure(world, name, len(world.contexts), 20, np.array([r[name] for r in rows]), len(rows), rng))
+        for name in ("nearest candidate", "plan search", "plan known")
+    }
+    before, after, known = (out[n]["accuracy"] for n in out)
+    return {
+        **out,
+        "share of the loss won back": round((after - before) / (known - before), 3) if known > before else None,
+        "every bit explained": sum(r["equal"] == 1.0 for r in rows),
+        "runs": sum(r["runs"] for r in rows),
+        "cpu seconds": round(sum(r["seconds"] for r in rows), 1),
     }
 
 
@@ -260,9 +215,9 @@ def show(report: dict[str, Any]) -> None:
               "[{low:.3f}, {high:.3f}]  chance {chance:.2f}  truths {truths}".format(**row))  # fmt: skip
     for where, kinds in report["plan_search"].items():
         for kind, row in kinds.items():
-            a, b = row["nearest candidate"], row["plan search"]
+            a, b, c = (row[n] for n in ("nearest candidate", "plan search", "plan known"))
             print(f"{where}: {kind}: {a['accuracy']:.3f} → {b['accuracy']:.3f} [{b['low']:.3f}, {b['high']:.3f}] "
-                  f"of {b['truths']}; won back {row['share of the loss won back']}, {row['runs']} runs")  # fmt: skip
+                  f"of {b['truths']}, known {c['accuracy']:.3f}; {row['runs']} runs")  # fmt: skip
     for row in report["inseparable"]:
         print(f"never claimed apart: {row['dtype']:5s} {row['class']:20s} {' '.join(row['gpus'])}")
 
@@ -275,11 +230,12 @@ def main() -> None:
     p.add_argument("--books", type=int, default=6, help="plans by product, for each class; 0 leaves the tables out")
     p.add_argument("--search", type=int, default=1, help="observations of each class and kind to search plans for")
     p.add_argument("--search-probes", type=int, default=32)
+    p.add_argument("--learn", type=int, default=64, help="books run for each class before the first search")
+    p.add_argument("--cache", type=Path, help="folder in which runs are kept, for a search that was stopped")
     p.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     p.add_argument("--out", type=Path, default=Path("reports"))
     args = p.parse_args()
     be_quiet()
-    virtual_plans.PLANS.update(FOREIGN)
     report = read(args.out)
     for model in args.models:
         for dtype in args.dtypes:
@@ -288,8 +244,10 @@ def main() -> None:
                 others = [r for r in report["accuracy"] if (r["model"], r["dtype"]) != (model, dtype)]
                 report["accuracy"] = [*others, *figures]
                 write(args.out, report)
-            if args.search:
-                for kind, found in searches(World(model, dtype, args.search_probes), args.search, args.kinds):
+            world = World(model, dtype, args.search_probes, args.cache) if args.search else None
+            for kind in args.kinds if world else ():
+                assert world is not None
+                for found in searches(world, args.search, kind, args.learn):
                     report["plan_search"].setdefault(f"{model} {dtype}", {})[kind] = found
                     write(args.out, report)
     show(report)

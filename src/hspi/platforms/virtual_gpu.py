@@ -46,6 +46,7 @@ class VirtualGpuAdapter(BatchAdapter):
         if platform.dtype not in STORAGE:
             raise ConfigError(f"dtype must be one of {', '.join(STORAGE)}, but got {platform.dtype!r}")
         self._platform, self._threads = platform, threads
+        self._places: dict[int, str] = {}  # weights by address → `NxK#i`
         self._model = load(model_path, STORAGE[platform.dtype], "eager")
         self.vocab_size = int(self._model.config.get_text_config().vocab_size)
         self._head = self._model.get_output_embeddings().weight
@@ -59,10 +60,16 @@ class VirtualGpuAdapter(BatchAdapter):
         self._layers, self._type = layers.input_type, rest.input_type
         self.forget()
 
+    @property
+    def places(self) -> list[str]:
+        """Every weight used so far, as a plan book may name it."""
+        return list(self._places.values())
+
     def forget(self) -> None:
         """Drop the packed weights."""
         self._packed: dict[tuple[int, str], tuple[Packed, Any]] = {}
         self.products: dict[str, int] = {}
+        self.unrounded: Any = None  # what lm_head's last product was before the storage type rounded it
 
     def facts(self) -> dict[str, str]:
         return {"device": self._platform.hardware, "architecture_emulated": self.architecture, "silicon": "unverified"}
@@ -94,6 +101,8 @@ class VirtualGpuAdapter(BatchAdapter):
         result = torch.from_numpy(out)
         if bias is not None:
             result = result + bias.to(torch.float32)
+        if head:
+            self.unrounded = result
         return result.to(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
 
     def product(self, a: Any, b: Any) -> Any:
@@ -148,11 +157,12 @@ class VirtualGpuAdapter(BatchAdapter):
         return values, None
 
     def _weight(self, weight: Any, kind: str, product: str) -> tuple[Packed, Any]:
-        key = (weight.data_ptr(), self.book.name_of(product))
+        place = self._places.setdefault(weight.data_ptr(), f"{product}#{len(self._places)}")
+        key = (weight.data_ptr(), self.book.name_of(place))
         if key not in self._packed:
             per_row = self._platform.options.get("weight_scale") != "tensor"
             values, scale = _to_fp8(weight, kind, per_row) if kind in FP8_TYPES else self._operand(weight, kind)
-            packed = pack_b(np.ascontiguousarray(values.T), self.architecture, kind, self.book.plan_of(product))
+            packed = pack_b(np.ascontiguousarray(values.T), self.architecture, kind, self.book.plan_of(place))
             self._packed[key] = packed, None if scale is None else scale.reshape(1, -1)
         return self._packed[key]
 

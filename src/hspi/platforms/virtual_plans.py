@@ -27,7 +27,7 @@ class PlanBook:
     """Names of plans by product. `by` maps a product to its plan; whatever it does not name takes `default`.
 
     A product is `lm_head`, `qk` or `pv` (attention, whose sizes follow the context), or a linear layer's weight as
-    `NxK`: out × in features.
+    `NxK`: out × in features. `NxK#i` is the i-th weight that the model uses, if it alone is meant.
     """
 
     default: str = "k1"
@@ -44,7 +44,7 @@ class PlanBook:
         return self.default, tuple(sorted((p, n) for p, n in self.by.items() if n != self.default))
 
     def name_of(self, product: str) -> str:
-        return self.by.get(product, self.default)
+        return self.by.get(product) or self.by.get(product.partition("#")[0], self.default)
 
     def plan_of(self, product: str) -> KernelPlan:
         return PLANS[self.name_of(product)]
