@@ -62,6 +62,18 @@ def test_an_audit_that_only_does_not_exclude_the_class_is_no_change_and_loses_no
     assert news.alert and "a, b not excluded" in news.news
 
 
+def test_a_contradicted_number_format_is_a_change_only_of_the_class_that_answered() -> None:
+    """Such an audit names no platform: of another claim it says nothing about the class of before."""
+    of_before, of_another = (
+        entry(1, "contradicted", "unknown", claim="a"),
+        entry(1, "contradicted", "unknown", claim="b"),
+    )
+    of_before, of_another = (Entry.from_dict({**e.to_dict(), "fits": []}) for e in (of_before, of_another))
+    _, changed, back = told(entry(0, "identified", "a"), of_before, entry(2, "identified", "a"))
+    assert changed.alert and "by its number format" in changed.news and back.alert
+    assert alerts(entry(0, "identified", "a"), of_another, entry(2, "identified", "a")) == [0, 0, 0]
+
+
 def test_a_state_without_a_name_says_what_is_left() -> None:
     several = entry(0, "contradicted", "unknown", "a", "b")
     (_, then) = told(several, entry(1, "identified", "c"))

@@ -134,12 +134,12 @@ def test_a_silent_webhook_is_given_up() -> None:
 
 @pytest.mark.slow
 def test_a_swap_behind_the_url_is_one_alert_and_all_else_is_none(store: Path) -> None:
-    """bf16, gone, bf16 (rounded: inconclusive), int8 from here on."""
+    """bf16, gone, bf16 with foreign tokens (inconclusive), int8 from here on."""
     with serving(Misbehaving("bf16")) as first:
         watch, port = Watch(store, first.url), first.port
         found = [watch(), watch()]
     found.append(watch())
-    with serving(Misbehaving("bf16", port=port, lasting="rounded-2")):
+    with serving(Misbehaving("bf16", port=port, lasting="foreign-tokens")):
         found.append(watch())
     with listening(200) as (url, got), serving(Misbehaving("int8", port=port)):
         found += [watch(webhook=url), watch(webhook=url)]

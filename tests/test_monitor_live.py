@@ -44,7 +44,7 @@ def verb(tree: Tree, *words: str) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_swapped_server_is_an_alert_an_event_and_a_second_audit(smoke: Tree, monkeypatch: Any) -> None:
     port, prefect = free_port(), free_port()
     url, api = f"http://127.0.0.1:{port}/v1", f"http://127.0.0.1:{prefect}/api"
@@ -72,8 +72,8 @@ def test_a_swapped_server_is_an_alert_an_event_and_a_second_audit(smoke: Tree, m
                 runs = asked(f"{api}/flow_runs/filter", {"flows": {"name": {"any_": [flow]}}})
                 return [r for r in runs if r["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED")]
 
-            (run,) = until(lambda: ended("monitor"), 200)
-            (again,) = until(lambda: ended("audit"), 200)
+            (run,) = until(lambda: ended("monitor"), 500)
+            (again,) = until(lambda: ended("audit"), 500)
         events = asked(f"{api}/events/filter", {"filter": {"event": {"name": ["hspi.class-changed"]}}})["events"]
         artifacts = asked(f"{api}/artifacts/filter", {})
     assert run["state"]["type"] == "FAILED" and "torch-bf16 answered" in run["state"]["message"]
@@ -85,6 +85,3 @@ def test_a_swapped_server_is_an_alert_an_event_and_a_second_audit(smoke: Tree, m
 
     shown = json.loads(smoke.run("hspi", "history", "--base-url", url, "--model", "llama", "--json"))
     assert [(e["outcome"], e["alert"]) for e in shown] == [("identified", False), ("contradicted", True)]
-    smoke.run("hspi", "history", "--base-url", url, "--plot", "history.html")
-    assert "torch-bf16 answered" in (smoke.path / "history.html").read_text("utf-8")
-    (smoke.path / "history.html").unlink()

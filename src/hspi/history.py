@@ -4,7 +4,8 @@ The state is the set of platforms that no conclusive audit since the last change
 when it excludes all of them. Whatever truly serves is excluded by one audit with probability alpha at most
 (`audit.sequential`), so each alert of an endpoint that never changed needs at least one audit that was wrong: over n
 audits that happens with probability n · alpha at most. A wrong audit may raise two alerts, there and back. What is
-inconclusive, and what failed, excludes nothing and says nothing new.
+inconclusive, and what failed, excludes nothing and says nothing new. A number format that the weights alone
+contradict is no such test: its errors are what the evaluation of held-out models found.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Entry:
     """One audit of an endpoint. Times are UTC in ISO 8601.
 
     outcome: the audit's, or "failed" where the endpoint did. answer: class that it named, "unknown", or "" without an
-    audit. fits: platforms that it did not exclude, ["unknown"] where it excluded all; empty unless it is conclusive.
+    audit. fits: platforms (or the one number format) that it did not exclude, ["unknown"] where it excluded all; empty
+    where it is not conclusive, or judged a claim by its number format alone.
     before: the state that it was held against. alert: whether that changed, and `news` says how. notified: what
     became of the webhook, "" where none was to be called.
     """
@@ -55,6 +57,11 @@ class Entry:
     @property
     def conclusive(self) -> bool:
         return self.outcome in CONCLUSIVE
+
+    @property
+    def tells(self) -> bool:
+        """Whether it says which platforms may answer."""
+        return self.conclusive and bool(self.fits)
 
     @property
     def tokens(self) -> int:
@@ -105,7 +112,7 @@ def established(entries: Iterable[Entry]) -> State | None:
     """The state after these audits, in their order; None before the first conclusive one."""
     state: State | None = None
     for e in entries:
-        if not e.conclusive:
+        if not e.tells:
             continue
         common = frozenset(e.fits) & state.fits if state else frozenset()
         if state and common:
@@ -120,20 +127,24 @@ def judged(entry: Entry, state: State | None, candidates: Collection[str]) -> En
     if state is None:
         return entry
     entry = replace(entry, before=state.title)
-    if not entry.conclusive or state.fits & set(entry.fits):
+    by_format = entry.outcome == "contradicted" and not entry.fits and entry.claim in state.fits
+    if by_format:
+        entry = replace(entry, fits=(UNKNOWN,))
+    if not entry.tells or state.fits & set(entry.fits):
         return entry
     if not state.fits & {*candidates, UNKNOWN}:
         return replace(entry, news=f"{state.title}, which answered before, {ANOTHER_LIBRARY}")
-    return replace(entry, alert=True, news=_news(entry, state))
+    return replace(entry, alert=True, news=_news(entry, state, by_format))
 
 
-def _news(entry: Entry, state: State) -> str:
+def _news(entry: Entry, state: State, by_format: bool) -> str:
     if state.fits == {UNKNOWN}:
         then = f"no candidate fitted since {state.since}"
     else:
-        then = f"{state.title} answered since {state.since} and is excluded at alpha {entry.alpha:g}"
+        how = "by its number format" if by_format else f"at alpha {entry.alpha:g}"
+        then = f"{state.title} answered since {state.since} and is excluded {how}"
     if entry.answer != UNKNOWN:
         return f"{then}; {entry.answer} answers now"
     if entry.fits == (UNKNOWN,):
-        return f"{then}; no candidate fits now, so what answers is not known"
+        return f"{then}; what answers now is not known"
     return f"{then}; what answers now is not named, {', '.join(entry.fits[:6])} not excluded"

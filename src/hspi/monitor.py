@@ -57,6 +57,7 @@ def check(
     root: Path,
     *,
     claim: str | None = None,
+    claim_before: bool = True,
     alpha: float = 0.01,
     webhook: str | None = None,
     say: Say = print,
@@ -65,13 +66,15 @@ def check(
 ) -> Entry:
     """Audit once and record it in MLflow's store below `store`; the evidence goes to ROOT/<time>.
 
-    Without a claim the class that answered before is claimed, so that the audit says whether it still does. A failed
-    endpoint is recorded as such and does not raise. Raises ConfigError if the audit cannot be made as it is asked.
+    Without a claim the class that answered before is claimed, so that the audit says whether it still does; not so
+    without `claim_before`, for claims of another kind. A failed endpoint is recorded as such and does not raise.
+    Raises ConfigError if the audit cannot be made as it is asked.
     """
     entries = tracking.read_history(target.key, root=store)
     state = history.established(entries)
     _tell_again(entries, target, webhook, say, store)
-    claims = [claim] if claim or state is None or state.name == UNKNOWN else [state.name, None]
+    known = state is not None and state.name != UNKNOWN and claim_before
+    claims = [state.name, None] if state and known and not claim else [claim]
     folder, entry, candidates = _audited(audit, _folders(root, entries, now()), claims, alpha)
     entry = history.judged(entry, state, candidates)
     if entry.alert and webhook:
@@ -132,6 +135,9 @@ def _concluded(entry: Entry, folder: Path, verdict: Mapping[str, Any]) -> tuple[
     counts = ("requests", "prompt_tokens", "output_tokens", "unusable")
     said = {n: verdict.get(n) for n in names} | {n: verdict.get(n) or 0 for n in counts}
     entry = replace(entry, alpha=made.settings.alpha, claim=made.settings.claim, **said)
+    if (only := made.settings.claim_format) and entry.conclusive:  # then the format is all the class there is
+        fits = f"number format {only}" if entry.outcome == "consistent" else UNKNOWN
+        return replace(entry, answer=fits, fits=(fits,)), [f"number format {only}"]
     if not entry.conclusive:
         return entry, known
     fits = [m for name in verdict["set_at"] for m in (classes.members_of(name) if classes else [name])]

@@ -57,7 +57,10 @@ def monitor(
     with monitoring.alone(root) as lock:
         run = monitoring.by_verb(_words(ctx), retries, retry_delay, lock, say)
         url = checked(webhook) if webhook else None
-        entry = monitoring.check(target, run, root, claim=claim, alpha=options["alpha"], webhook=url, say=say)
+        entry = monitoring.check(
+            target, run, root, claim=claim, claim_before=not options["claim_format"], alpha=options["alpha"],
+            webhook=url, say=say,
+        )  # fmt: skip
     if print_json:
         about = {"history": target.key, **target.about, "weights_id": weights, "path": str(root / entry.folder)}
         click.echo(json.dumps({**about, **entry.to_dict()}, indent=1))
