@@ -60,8 +60,11 @@ constraints:
 	  .cache/constraints/bin/python -m pip freeze --exclude-editable | sed -E '/^(nvidia-|cuda-|triton)/d; s/\+[a-z0-9.]+$$//'; } > .cache/constraints.txt
 	mv .cache/constraints.txt constraints.txt && rm -rf .cache/constraints
 
-vllm llama-cpp:
-	$(PYTHON) scripts/environments.py $@
+vllm:
+	$(PYTHON) scripts/environments.py vllm
+
+llama-cpp:
+	$(PYTHON) scripts/environments.py llama-cpp
 
 # ---------------------------------------------------------------- the two commands
 

@@ -115,8 +115,8 @@ def test_without_its_environment_a_server_says_how_to_make_it(
 
 def test_the_makefile_knows_each_environment() -> None:
     rules = (ROOT / "Makefile").read_text()
-    assert f"\n{' '.join(ENVIRONMENTS.values())}:\n" in rules
     for name in ENVIRONMENTS.values():
+        assert f"\n{name}:\n\t$(PYTHON) scripts/environments.py {name}\n" in rules
         pins = [x for x in (ROOT / "scripts/environments" / f"{name}.txt").read_text().splitlines() if x[0] != "#"]
         assert pins and all(x.count("==") == 1 for x in pins)
 

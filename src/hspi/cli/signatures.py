@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 @click.option("--progress", type=click.Choice(["bar", "json", "none"]), default="bar", show_default=True)
 @click.option("--base-url", help="Ask a server that runs already, up to /v1, and label it as the platform.")
 @click.option("--served-name", help="Name of the model there. Default: the model.")
-@click.option("--record", help="JSON fields of a platform that the catalogue lacks, with --base-url.")
+@click.option(
+    "--record",
+    help='Platform that the catalogue lacks, as JSON: {"engine": "sglang", "hardware": "h100", "dtype": "bf16"}.',
+)
 @click.option("--skip-unavailable", is_flag=True, help="Where this machine cannot run the platform, note it and go on.")
 @params_option
 def collect(
@@ -48,8 +51,6 @@ def collect(
       hspi collect --platform torch-bf16
       hspi collect --platform ort-fp32 --model llama --probes text --out /tmp/s --batch-size 1 --batch-size 8
       hspi collect --platform vllm-bf16 --base-url http://127.0.0.1:8000/v1 --served-name m --model llama --out /tmp/s
-      hspi collect --platform sglang-h100 --record '{"engine": "sglang", "hardware": "h100", "dtype": "bf16"}'
-        --base-url http://gpu:30000/v1 --served-name m --model ./weights --out /tmp/s
     """
     from hspi import collect as collecting
     from hspi import params
