@@ -136,11 +136,11 @@ def _concluded(entry: Entry, folder: Path, verdict: Mapping[str, Any]) -> tuple[
     said = {n: verdict.get(n) for n in names} | {n: verdict.get(n) or 0 for n in counts}
     entry = replace(entry, alpha=made.settings.alpha, claim=made.settings.claim, **said)
     if (only := made.settings.claim_format) and entry.conclusive:  # then the format is all the class there is
-        fits = f"number format {only}" if entry.outcome == "consistent" else UNKNOWN
-        return replace(entry, answer=fits, fits=(fits,)), [f"number format {only}"]
+        name = f"number format {only}" if entry.outcome == "consistent" else UNKNOWN
+        return replace(entry, answer=name, fits=(name,)), [f"number format {only}"]
     if not entry.conclusive:
         return entry, known
-    fits = [m for name in verdict["set_at"] for m in (classes.members_of(name) if classes else [name])]
+    fits = [m for c in verdict["set_at"] for m in (classes.members_of(c) if classes else [c])]
     return replace(entry, fits=tuple(fits)), known
 
 
