@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hspi import featurize, zoo
+from hspi import featurize, probes, zoo
 from hspi.bundle import Bundle
+from hspi.collect import Job, is_finished
 from hspi.errors import ConfigError, DataError, PlatformError, UnknownName
 from hspi.evidence.aligned import ABSENT, Aligned, align
 from hspi.evidence.equivalence import Classes
@@ -61,7 +62,7 @@ def gather(
         known |= {s.header.platform.id for s in more}
     if "local" in kinds:
         wanted = [i for i in dict.fromkeys([*_in_catalogue(claim), *p.platforms]) if i not in known]
-        collect_here(wanted, ref, cache, say, params_file)
+        collect_here([i for i in wanted if not _collected(i, ref, p, cache)], ref, cache, say, params_file)
         more += _signatures(cache, ref, known)
     if library is None and not more:
         hint = "" if "local" in kinds else ": --candidates local,store makes those that this machine can run"
@@ -69,8 +70,22 @@ def gather(
         return Bundle(bundle.verifier, bundle.family, bundle.calibration, {}, {}), name
     if more:
         bundle = with_library(bundle, ref, name, more, p, cache / "reference", library)
+    bundle = as_served(bundle, name, p)
     keep = [q.id for q in bundle.library[name].platforms if q.provenance != "emulated" or "emulated" in kinds]
     return only(bundle, name, keep), name
+
+
+def as_served(bundle: Bundle, model: str, p: Params) -> Bundle:
+    """The bundle with those of the model's probes that were collected as an endpoint answers: one position each.
+
+    With more positions in a call the same engine may take another kernel for its last product: torch in fp32 answers
+    about half of a top-k in other bits then, and an honest endpoint would look like nobody.
+    """
+    data = bundle.library[model]
+    at = [i for i, (name, _) in enumerate(data.probes) if p.probes.spec(name).positions == 1]
+    if not at:
+        raise DataError("probes.sets must hold a set of one position for audits, but each has more")
+    return replace_library(bundle, data.on_probes(np.asarray(at)), bundle.classes[model])
 
 
 def _in_catalogue(platform: str | None) -> list[str]:
@@ -91,7 +106,7 @@ def collect_here(platforms: Sequence[str], ref: ModelRef, cache: Path, say: Say,
     for platform in platforms:
         if not machine.availability(catalogue.get(platform)).runnable:
             continue
-        say(f"replaying {platform} on this machine (cached in {cache})")
+        say(f"collecting {platform} on this machine, to be kept in {cache}")
         model = ref.id if ref.id in zoo.ZOO else str(ref.path)
         command = [sys.executable, "-m", "hspi", "collect", "--platform", platform, "--model", model]
         command += ["--out", str(cache), "--progress", "none", "--jobs", "1", "--params", params_file]
@@ -99,6 +114,18 @@ def collect_here(platforms: Sequence[str], ref: ModelRef, cache: Path, say: Say,
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [str(done.returncode)])[-1]
             raise PlatformError(f"{platform} must run on this machine, but: {last.removeprefix('Error: ')}")
+
+
+def _collected(platform: str, ref: ModelRef, p: Params, cache: Path) -> bool:
+    """Whether the cache holds all of a platform's signatures of these weights already."""
+    tokenizer = zoo.load_tokenizer(ref)
+    sets = [probes.build(p.probes.spec(name), tokenizer) for name in p.probes.sets]
+    known, model = catalogue.get(platform), ref.id if ref.id in zoo.ZOO else str(ref.path)
+    return all(
+        is_finished(Job(known, model, s.spec, nuisance, cache), ref.weights_hash, s.hash)
+        for s in sets
+        for nuisance in p.nuisances
+    )
 
 
 def _signatures(root: Path, ref: ModelRef, but: Collection[str]) -> list[Signature]:

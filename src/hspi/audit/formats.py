@@ -20,13 +20,15 @@ from hspi import probes as probe_sets
 from hspi.evidence.aligned import ABSENT, SLOTS, Aligned, likeliest, place
 from hspi.evidence.distribution import GRID_BITS, grid_statistics
 from hspi.evidence.explained import EXPLAINED_STATISTICS as COLUMNS
-from hspi.evidence.explained import GRIDS, explained_statistics, family_features
+from hspi.evidence.explained import explained_statistics, family_features
+from hspi.evidence.replay import F32
 from hspi.hypotheses import NAMES, cached_predictions
 from hspi.reference import cached_reference, normaliser
 
 if TYPE_CHECKING:
     from hspi.audit.material import Probe
     from hspi.bundle import Bundle, Observation
+    from hspi.detectors.classifiers import Boosted
     from hspi.zoo import ModelRef
 
 PROBES = 64  # asked for at this level
@@ -107,11 +109,14 @@ def tell(bundle: Bundle, reference: Aligned, seen: Observation) -> Formats:
     index = {p: i for i, p in enumerate(reference.probes)}
     part = reference.on_probes(np.asarray([index[p] for p in seen.probes]))
     one = part.with_observation(*place(part.slots, seen.ids, seen.logprobs), seen.logprobs)
-    statistics = explained_statistics(one, 0, 0, seen.ids.shape[1])
+    return formats_of(bundle.family, explained_statistics(one, 0, 0, seen.ids.shape[1]))
+
+
+def formats_of(family: Boosted, statistics: F32) -> Formats:
+    """statistics (n, len(EXPLAINED_STATISTICS)) of n probes, at least BLOCKS; family: trained on `family_features`."""
     means = np.stack([statistics[i::BLOCKS].mean(axis=0) for i in range(BLOCKS)])
-    p = bundle.family.predict_proba(family_features(means))
-    names = bundle.family.classes_.tolist()
-    ends = {str(f): (float(p[:, i].min()), float(p[:, i].max())) for i, f in enumerate(names)}
+    p = family.predict_proba(family_features(means))
+    ends = {str(f): (float(p[:, i].min()), float(p[:, i].max())) for i, f in enumerate(family.classes_.tolist())}
     mean = statistics.mean(axis=0)
     own, foretold = (float(mean[COLUMNS.index(name)]) + 1e-30 for name in ("rr", "xx_bf16"))
     return Formats(ends, 0.5 * float(np.log2(own / foretold)))
@@ -125,6 +130,3 @@ def lean(seen: Observation) -> str:
         return "their differences stand on no 16-bit grid, so the last layer was not stored in 16 bits"
     kind = "bf16" if on[0] <= 8 else "fp16" if on[0] <= 11 else "neither bf16 nor fp16"
     return f"their differences stand on a grid of 2^-{on[0]}, as of {kind} logits"
-
-
-__all__ = ["BITS", "GRIDS", "PROBES", "Formats", "lean", "refer", "tell"]

@@ -1,0 +1,165 @@
+"""Every level of evidence, on endpoints that give as much: formulas in the fast tests, real servers in the slow one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import audit_world as world
+from conftest import Tree, free_port
+from hspi import zoo
+from hspi.audit.agreement import NEAR_TIE, Rounded, Symbols, Text, near_ties
+from hspi.audit.format_verdict import said_of
+from hspi.audit.formats import Formats
+from hspi.bundle import Observation
+from hspi.cli import main
+from hspi.signatures import top_k
+from lessening import Lessening
+
+EVERY = np.ones(world.SIZE, bool)
+TEXTS = [world.text_of([i]) for i in range(world.VOCABULARY)]
+
+# ---------------------------------------------------------------- text
+
+
+def test_symbols_are_what_a_reader_can_tell_apart() -> None:
+    symbols = Symbols(["a", " a", "b", "</s>", "\n", "\ufffd"], special=[3])
+    assert symbols.of.tolist() == [0, 0, 2, 3, 3, 5]
+    assert [symbols.read(t) for t in (" a", "a ", "b", "", "</s>")] == [0, 0, 2, 3, 3]
+    assert symbols.unclear.tolist() == [False, False, False, True, True, True]
+    for text in ("c", None, 7):
+        with pytest.raises(ValueError, match="text"):
+            symbols.read(text)
+
+
+def test_text_asks_near_ties_of_the_reference_whatever_platforms_say() -> None:
+    data = world.bundle().library["toy"]
+    chosen = near_ties(data, Symbols(TEXTS))
+    gap = data.reference[:, 0] - data.reference[:, 1]
+    assert 0 < chosen.sum() < len(gap) and (chosen == (gap <= NEAR_TIE)).all()
+    assert not near_ties(data, Symbols(["same"] * world.VOCABULARY)).any()
+
+
+@pytest.mark.parametrize("kind", ["text", "rounded-1", "rounded-3"])
+def test_honest_platforms_are_hardly_ever_excluded_at_lesser_levels(kind: str) -> None:
+    """Every platform under settings that no signature has, on many orders of the probes."""
+    bundle, alarms, audits = world.bundle(), 0, 0
+    if kind == "text":
+        scorer: Any = Text(bundle, "toy", world.SEED, Symbols(TEXTS), EVERY)
+    else:
+        scorer = Rounded(bundle, "toy", 20, world.SEED, int(kind[-1]), EVERY)
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(scorer.classes.platform_ids):
+        for setting in range(30, 38):
+            at = [int(i) for i in rng.permutation(scorer.split.test) if scorer.asks(int(i))]
+            ids, values = top_k(world.answers(world.FORMULAS[name], setting)[at], scorer.k)
+            if kind != "text":
+                values = np.round(values.astype(float), int(kind[-1])).astype(np.float32)
+            seen = Observation("toy", [("tokens", i) for i in at], ids, values)
+            alarms += scorer.processes(scorer.scores(seen))[scorer.classes.label[label]].max() >= -np.log(0.05)
+            audits += 1
+    assert audits == 48 and alarms <= 5  # 2.4 expected at most
+
+
+# ---------------------------------------------------------------- residual
+
+
+def formats(size: float = 0.0, **posterior: tuple[float, float]) -> Formats:
+    return Formats({"bf16": (0.0, 0.0), "int8": (0.0, 0.0), "int4": (0.0, 0.0), **posterior}, size)
+
+
+INT4, BF16 = formats(int4=(0.95, 1.0)), formats(bf16=(0.95, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("told", "claimed", "platform", "outcome"),
+    [
+        (INT4, "bf16", None, "contradicted"),
+        (INT4, "bf16", "torch-bf16", "contradicted"),
+        (INT4, "int4", None, "consistent"),
+        (INT4, "int4", "torchao-int4wo", "inconclusive"),  # others have that format too
+        (INT4, None, None, "inconclusive"),
+        (BF16, "int4", None, "inconclusive"),  # finer than claimed cheats nobody
+        (INT4, "fp4", None, "inconclusive"),  # a format never trained on
+        (formats(int4=(0.8, 1.0)), "bf16", None, "inconclusive"),  # one block is not sure
+        (formats(int4=(0.95, 1.0), bf16=(0.0, 0.04)), "bf16", None, "inconclusive"),  # nor are all against the claim
+        (formats(size=9.0, int4=(1.0, 1.0)), "bf16", None, "inconclusive"),  # other weights
+    ],
+)
+def test_a_format_is_contradicted_only_by_a_coarser_one_that_every_part_shows(
+    told: Formats, claimed: str | None, platform: str | None, outcome: str
+) -> None:
+    assert said_of(told, claimed, platform)[0] == outcome
+
+
+# ---------------------------------------------------------------- real servers
+
+TEMPLATE = "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}<s>{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def behind(smoke: Tree) -> Iterator[str]:
+    """A platform that the pipeline's library lacks, served for real."""
+    port = free_port()
+    command = ["hspi", "serve", "--platform", "torch-bf16-eager", "--model", "llama", "--port", str(port)]
+    with smoke.serving(*command, ready=f"http://127.0.0.1:{port}/health"):
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+def audit(url: str, out: Path, *more: str, weights: str = "llama", code: int | None = None) -> dict[str, Any]:
+    words = ["audit", "--base-url", url, "--model", "llama", "--weights", weights, "--no-mlflow", "--json"]
+    done = CliRunner().invoke(main, [*words, "--out", str(out), *more])
+    assert done.exit_code in (0, 1, 3) if code is None else done.exit_code == code, done.output
+    if code == 2:
+        return {"said": done.stderr.strip().splitlines()[-1], "told": done.stderr}
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert "level of evidence" in (out / "report.html").read_text("utf-8")
+    return {**found, "told": done.stderr}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_levels_on_a_real_server(smoke: Tree, behind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(smoke.path)
+    here, local = "torch-bf16-eager", ["--candidates", "local,store"]
+
+    unknown = audit(behind, tmp_path / "unknown", "--claim", here, code=2)
+    assert "--candidates local,store" in unknown["said"] and here in unknown["said"]
+
+    first = audit(behind, tmp_path / "local", "--claim", here, *local)
+    assert f"collecting {here}" in first["told"] and first["level"] == "replay"
+    assert here in first["set_at"] and first["outcome"] in ("consistent", "inconclusive")
+    lie = audit(behind, tmp_path / "lie", "--claim", "torch-fp32", *local)
+    assert "collecting" not in lie["told"] and lie["outcome"] == "contradicted" and here in lie["members"]
+
+    with Lessening(behind, "rounded-2").serving() as url:
+        true = audit(url, tmp_path / "rounded", "--claim", here, *local)
+        assert true["level"] == "replay, rounded to 2 decimals" and here in true["set_at"]
+        false = audit(url, tmp_path / "rounded-lie", "--claim", "torch-fp32", *local)
+        assert false["outcome"] == "contradicted" and false["failed_factors"]["dtype"] == ["fp32", "bf16"]
+    with Lessening(behind, "silent").serving() as url:
+        silent = audit(url, tmp_path / "text", "--claim", here, *local)
+        assert silent["level"] == "text" and here in silent["set_at"] and silent["outcome"] != "contradicted"
+
+    weights = tmp_path / "llama-chat"
+    shutil.copytree(zoo.resolve("llama").path, weights)
+    settings = json.loads((weights / "tokenizer_config.json").read_text("utf-8"))
+    (weights / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": TEMPLATE}), "utf-8")
+    with Lessening(behind, "chat", zoo.load_tokenizer(zoo.resolve(str(weights)))).serving() as url:
+        chat = {"weights": str(weights)}
+        right = audit(url, tmp_path / "format", "--claim-format", "bf16", **chat)
+        assert (right["level"], right["outcome"]) == ("residual", "consistent") and right["probes"] == 64
+        wrong = audit(url, tmp_path / "format-lie", "--claim-format", "fp32", **chat)
+        assert wrong["outcome"] == "contradicted"
+        platform = audit(url, tmp_path / "platform", "--claim", "torch-bf16", **chat)
+        assert platform["outcome"] == "inconclusive" and "not tested" in platform["why"]
+    for name in ("lie", "rounded-lie", "text", "format-lie"):
+        again = CliRunner().invoke(main, ["audit", "--replay", str(tmp_path / name), "--json"])
+        assert json.loads(again.stdout)["why"] == json.loads((tmp_path / name / "verdict.json").read_text())["why"]
