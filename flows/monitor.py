@@ -6,7 +6,6 @@ python flows/monitor.py --base-url URL --model NAME --weights ZOO_ID [any option
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from typing import Any
@@ -137,5 +136,4 @@ def by_hand(options: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     by_hand(sys.argv[1:])
