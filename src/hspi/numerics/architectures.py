@@ -2,6 +2,16 @@
 
 The semantics are those of MMA-Sim (arXiv 2511.10909), with the group widths of arXiv 2403.00232 and the accumulator
 widths of arXiv 2512.07004. None of them has been compared with silicon by this project.
+
+Disputed: revisions of the published model (github.com/microsoft/MMA-Sim) contradict each other. No constant here was
+changed for that, since only a chip can settle it. Where these records follow `mmasim/simulator` at 16a0188, the later
+`src/mmasim` (`amd/sim.py` at e11f6a7, `arithmetic/fdpa.py` at c87cb7f) has
+- CDNA1: the four (bf16: two) products and c added exactly and rounded once, where here each node of a tree is rounded:
+  any sum may differ in its last bit;
+- a zero product counted as 2^-126 whatever its other operand, where here the zero operand is -126 and the other one's
+  exponent is added (16a0188 counts it as -999): bits differ only next to a huge operand or far below 2^-90;
+- CDNA3: the sum of products and c floored to 31 bits below its own leading bit, where here the products' sum is floored
+  to 2^(me - 31) before c is added: bits differ after cancellation, and on ties.
 """
 
 from __future__ import annotations
