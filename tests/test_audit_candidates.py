@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import audit_world as world
-from hspi.audit.candidates import only, parse_kinds
+from hspi.audit.candidates import as_served, only, parse_kinds, replace_library
 from hspi.audit.scoring import nearest_rivals
 from hspi.audit.verified import Replay
 from hspi.errors import ConfigError, DataError
+from hspi.params import SetSize, load
 
 
 def test_fewer_candidates_keep_their_own_signatures_and_classes() -> None:
@@ -37,10 +40,6 @@ def test_rivals_are_of_other_classes() -> None:
 
 
 def test_a_platform_with_one_setting_is_no_hypothesis() -> None:
-    from dataclasses import replace
-
-    from hspi.audit.candidates import replace_library
-
     bundle = world.bundle()
     data = bundle.library["toy"]
     at = data.platform_ids().index("int8")
@@ -60,3 +59,17 @@ def test_kinds_must_be_known(text: str) -> None:
 
 def test_kinds_are_parsed() -> None:
     assert parse_kinds("local, store") == ("local", "store")
+
+
+def test_audits_ask_what_signatures_answered_at_one_position_alone() -> None:
+    """A last product over eight positions may round otherwise than one over the last alone, on the same platform."""
+    whole = world.bundle()
+    data = replace(whole.library["toy"], probes=[("words" if i % 2 else "text", i // 2) for i in range(world.SIZE)])
+    bundle = replace_library(whole, data, whole.classes["toy"])
+    sets = {"words": SetSize(world.SIZE // 2, 8, 64), "text": SetSize(world.SIZE // 2, 1, 64)}
+    p = replace(load(), probes=replace(load().probes, sets=sets))
+    kept = as_served(bundle, "toy", p).library["toy"]
+    assert {name for name, _ in kept.probes} == {"text"} and len(kept.probes) == world.SIZE // 2
+    assert np.array_equal(kept.logprobs, data.logprobs[:, :, ::2], equal_nan=True)
+    with pytest.raises(DataError, match="one position"):
+        as_served(bundle, "toy", replace(p, probes=replace(p.probes, sets=dict.fromkeys(sets, sets["words"]))))

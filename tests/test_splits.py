@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hspi.splits import draw, group_folds, partitions, split_probes
+from hspi.splits import Index, ProbeSplit, draw, group_folds, partitions, split_probes
 
 SIZES = st.dictionaries(st.sampled_from(["words", "text", "tokens", "more"]), st.integers(1, 60), min_size=1)
 SEEDS = st.integers(0, 2**31)
@@ -32,6 +32,19 @@ def test_parts_hold_a_quarter_a_quarter_and_half_of_each_set(sizes: dict[str, in
     for name, size in sizes.items():
         counts = [sum(probes[i][0] == name for i in part) for part in (split.fit, split.calibrate, split.test)]
         assert counts == [size // 4, size // 2 - size // 4, size - size // 2]
+
+
+@given(SIZES, SEEDS)
+def test_a_set_is_split_alike_whatever_stands_beside_it(sizes: dict[str, int], seed: int) -> None:
+    whole = probes_of(sizes)
+    name = next(iter(sizes))
+    alone = [p for p in whole if p[0] == name]
+    for mine, all_of_them in zip(vars_of(split_probes(alone, seed)), vars_of(split_probes(whole, seed)), strict=True):
+        assert [alone[i] for i in mine] == [whole[i] for i in all_of_them if whole[i][0] == name]
+
+
+def vars_of(split: ProbeSplit) -> tuple[Index, Index, Index]:
+    return split.fit, split.calibrate, split.test
 
 
 @given(SIZES, SEEDS, SEEDS)

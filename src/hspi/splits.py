@@ -21,11 +21,14 @@ class ProbeSplit:
 
 
 def split_probes(probes: Sequence[tuple[str, int]], seed: int) -> ProbeSplit:
-    """A quarter to fit, a quarter to calibrate, half to test, alike in each probe set. The same for every model."""
+    """A quarter to fit, a quarter to calibrate, half to test, alike in each probe set.
+
+    The same for every model, and for a set whatever others stand beside it.
+    """
     parts: tuple[list[int], list[int], list[int]] = ([], [], [])
-    for number, name in enumerate(sorted({s for s, _ in probes})):
+    for name in sorted({s for s, _ in probes}):
         own = np.asarray([i for i, (s, _) in enumerate(probes) if s == name])
-        order = np.random.default_rng([seed, number]).permutation(own)
+        order = np.random.default_rng([seed, *name.encode()]).permutation(own)
         a, b = len(own) // 4, len(own) // 2
         for part, some in zip(parts, (order[:a], order[a:b], order[b:]), strict=True):
             part.extend(some.tolist())
