@@ -208,8 +208,9 @@ class Misbehaving:
         return found
 
     def draw(self, pairs: list[tuple[int, Any]]) -> int:
-        """A server that ignores `temperature`."""
-        return int(random.choices([t for t, _ in pairs], [math.exp(v) for _, v in pairs])[0])
+        """A server that ignores `temperature`, and has a high one."""
+        rng = random.Random(self.asked.total())
+        return rng.choices([t for t, _ in pairs], [math.exp(v / 4) for _, v in pairs])[0]
 
     def spoil(self, pairs: list[tuple[int, Any]], fault: str) -> list[tuple[int, Any]]:
         if not pairs:

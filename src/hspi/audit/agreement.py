@@ -34,7 +34,7 @@ class Agreement(Scorer):
     """The score is the mean agreement with a platform's settings."""
 
     bets: ClassVar[type[Martingales]] = SimpleMixture
-    proves_absence: ClassVar[bool] = False
+    calibrated: ClassVar[bool] = False
 
     @abstractmethod
     def agree(self, observed: Any, at: Rows, who: Rows) -> F32:

@@ -194,7 +194,7 @@ def _outcome(
         if len(served) > 1:
             return "inconclusive", f"the endpoint changed while it was asked: {' then '.join(served)}", UNKNOWN
     if claimed is not None and claimed not in left:
-        if not scorer.proves_absence and not any(found.processes[-1][c] < FITS for c in left):
+        if not scorer.calibrated and not any(found.processes[-1][c] < FITS for c in left):
             return "inconclusive", f"no candidate answers so, {material.settings.claim} among them", UNKNOWN
         told = f"it answers like {answer}" if answer != UNKNOWN else "and it answers like no single candidate"
         after = found.crossed(claimed, alpha)
@@ -203,7 +203,8 @@ def _outcome(
         return UNKNOWN, "every candidate is excluded: no platform that is known here answers so", UNKNOWN
     if len(left) > 1:
         names = ", ".join(classes.name(c) for c in left[:6])
-        best = judged if judged in [classes.name(c) for c in left] else UNKNOWN
+        leads = scorer.calibrated and judged in [classes.name(c) for c in left]
+        best = judged if leads else UNKNOWN
         return "inconclusive", f"{len(left)} classes are not told apart: {names}", best
     if answer == UNKNOWN:
         return (

@@ -37,7 +37,7 @@ class Scorer(ABC):
 
     level: ClassVar[str]
     bets: ClassVar[type[Martingales]] = Martingales
-    proves_absence: ClassVar[bool] = True  # whether a claim may fall though no candidate answers so
+    calibrated: ClassVar[bool] = True  # whether a detector knows when nobody fits: a claim may then fall all the same
 
     def __init__(self, bundle: Bundle, model: str, k: int, split: ProbeSplit, calibrate_on: Rows) -> None:
         self.bundle, self.model, self.k, self.split, self.calibrate_on = bundle, model, k, split, calibrate_on
