@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from virtual_verdicts import verdicts
 from virtual_world import FOREIGN, OWN, World
 
 from hspi.detectors.families import best_of, credit
@@ -126,12 +127,13 @@ def cases_of(world: World, kind: str, i: int) -> list[Case]:
     return out
 
 
-def searches(world: World, count: int, kind: str, learn: int) -> Iterator[dict[str, Any]]:
-    """Figures over more and more observations, `count` of each class in the end. What an observation is made of is
-    run beside the workbench, so that no search starts from its own truth."""
-    rows: list[dict[str, Any]] = []
+def searches(
+    world: World, count: int, kind: str, learn: int, rows: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Figures over more and more observations, `count` of each class in the end, from those that `rows` holds. What an
+    observation is made of is run beside the workbench, so that no search starts from its own truth."""
     for i in range(count):
-        for case in cases_of(world, kind, i):
+        for case in cases_of(world, kind, i)[max(0, len(rows) - i * len(world.names)) :]:
             rows.append(found_of(world, case, learn))
             print(f"{world.model} {world.dtype} {kind}", json.dumps(rows[-1]), flush=True)
             world.save()
@@ -175,6 +177,7 @@ def summary(world: World, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "share of the loss won back": round((after - before) / (known - before), 3) if known > before else None,
         "every bit explained": sum(r["equal"] == 1.0 for r in rows),
         "runs": sum(r["runs"] for r in rows),
+        "observations": rows,
         "cpu seconds": round(sum(r["seconds"] for r in rows), 1),
     }
 
@@ -230,6 +233,7 @@ def main() -> None:
     p.add_argument("--books", type=int, default=6, help="plans by product, for each class; 0 leaves the tables out")
     p.add_argument("--search", type=int, default=1, help="observations of each class and kind to search plans for")
     p.add_argument("--search-probes", type=int, default=32)
+    p.add_argument("--detector", type=Path, help="folder of a trained detector, such as models/detector, to judge with")
     p.add_argument("--learn", type=int, default=64, help="books run for each class before the first search")
     p.add_argument("--cache", type=Path, help="folder in which runs are kept, for a search that was stopped")
     p.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
@@ -244,11 +248,17 @@ def main() -> None:
                 others = [r for r in report["accuracy"] if (r["model"], r["dtype"]) != (model, dtype)]
                 report["accuracy"] = [*others, *figures]
                 write(args.out, report)
-            world = World(model, dtype, args.search_probes, args.cache) if args.search else None
-            for kind in args.kinds if world else ():
-                assert world is not None
-                for found in searches(world, args.search, kind, args.learn):
-                    report["plan_search"].setdefault(f"{model} {dtype}", {})[kind] = found
+            if not (args.search or args.detector):
+                continue
+            world = World(model, dtype, args.search_probes, args.cache)
+            if args.detector:
+                others = [r for r in report.get("verdicts", []) if (r["model"], r["dtype"]) != (model, dtype)]
+                report["verdicts"] = [*others, *verdicts(world, args.detector, args.books or 2)]
+                write(args.out, report)
+            for kind in args.kinds if args.search else ():
+                kept = report["plan_search"].setdefault(f"{model} {dtype}", {})
+                rows = kept.get(kind, {}).get("observations", [])
+                for kept[kind] in searches(world, args.search, kind, args.learn, rows):
                     write(args.out, report)
     show(report)
 

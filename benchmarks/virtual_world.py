@@ -103,9 +103,9 @@ class World:
         if self.file is None or not self.file.exists():
             return
         with np.load(self.file) as f:
-            for i, (architecture, key) in enumerate(json.loads(str(f["keys"]))):
-                kept = Answers(f["lp"][i], f["rank"][i], f["logits"][i])
-                self.bench._kept.setdefault(architecture, {})[tuple(key)] = kept
+            keys, lp, rank, logits = (f[n] for n in ("keys", "lp", "rank", "logits"))
+        for i, (architecture, key) in enumerate(json.loads(str(keys))):
+            self.bench._kept.setdefault(architecture, {})[tuple(key)] = Answers(lp[i], rank[i], logits[i])
 
     def save(self) -> None:
         if self.file is None:

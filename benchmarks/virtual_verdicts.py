@@ -1,0 +1,94 @@
+"""Verdicts of a trained detector on virtual GPUs that it never saw: their signatures join its library, nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from virtual_world import FOREIGN, World
+
+from hspi.bundle import Bundle, Observation
+from hspi.detectors.families import family_name
+from hspi.detectors.plan_search import Answers
+from hspi.evidence.aligned import Aligned
+from hspi.evidence.equivalence import Classes
+from hspi.platforms.virtual_catalogue import virtual
+from hspi.platforms.virtual_plans import PlanBook
+from hspi.verdict import UNKNOWN
+
+SETTINGS = ["b1", "b4", "b7"]  # an emulated product has the same bits in every batch
+TOP_K = 20
+
+
+def verdicts(world: World, detector: Path, books: int) -> list[dict[str, Any]]:
+    """For each condition: the share of right, unknown and wrong answers, and of true claims contradicted."""
+    each, library = list(enumerate(world.architectures)), world.library()
+    bundle = joined(world, Bundle.load(detector), library)
+    rows = []
+    for condition, cases in {
+        "plan in the library": [(c, x, bundle) for (c, _), x in library.items()],
+        "plan left out": [(c, x, without(world, bundle, n)) for (c, n), x in library.items()],
+        "foreign plan": [(c, world.run(a, PlanBook(n)), bundle) for c, a in each for n in FOREIGN],
+        "plan differs by product": [
+            (c, world.run(a, world.mixed_book(c, i)), bundle) for c, a in each for i in range(books)
+        ],
+        "plan differs by layer": [
+            (c, world.run(a, world.layered_book(c, i)), bundle) for c, a in each for i in range(books)
+        ],
+    }.items():
+        found = [judged(world, truth, answers, judge) for truth, answers, judge in cases]
+        outcome = Counter(f[0] for f in found)
+        rows.append(
+            {"model": world.model, "dtype": world.dtype, "condition": condition, "probes": len(world.contexts)}
+            | {"top_k": TOP_K, "truths": len(found)}
+            | {name: round(outcome[name] / len(found), 4) for name in ("right", "unknown", "wrong")}
+            | {"best score right": round(float(np.mean([f[1] for f in found])), 4)}
+            | {"true claims contradicted": round(float(np.mean([f[2] for f in found])), 4)}
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def judged(world: World, truth: int, answers: Answers, bundle: Bundle) -> tuple[str, bool, bool]:
+    """The answer beside the truth, whether the true family has the best score, and whether a true claim falls."""
+    order = np.argsort(answers.rank, axis=1, kind="stable")[:, :TOP_K]
+    missing = np.take_along_axis(answers.rank, order, axis=1) >= TOP_K
+    ids = np.where(missing, -1, np.take_along_axis(world.slots, order, axis=1)).astype(np.int32)
+    logprobs = np.take_along_axis(answers.logprobs, order, axis=1)
+    seen = Observation(world.model, [("text", i) for i in range(len(ids))], ids, logprobs)
+    family = family_name(list(world.classes.values())[truth])
+    claim = next(p.id for p in bundle.library[world.model].platforms if family_name(p) == family)
+    found = bundle.judge(seen, claim=claim)
+    best = max((p, n) for n, p in found.posterior.items() if n != UNKNOWN)[1]
+    answer = "right" if found.answer == family else UNKNOWN if found.answer == UNKNOWN else "wrong"
+    return answer, best == family, found.outcome == "contradicted"
+
+
+def joined(world: World, trained: Bundle, library: dict[tuple[int, str], Answers]) -> Bundle:
+    """The detector with the virtual GPUs for its library."""
+    gpus = [p.hardware.removeprefix("virtual ") for p in world.classes.values()]
+    platforms = [virtual(gpus[c], world.dtype, n) for c, n in library]
+    logprobs, rank = (np.stack([getattr(x, name) for x in library.values()]) for name in ("logprobs", "rank"))
+    raw = np.take_along_axis(logprobs, np.argsort(rank, axis=2, kind="stable"), axis=2)
+    three = [np.repeat(x[:, None], len(SETTINGS), axis=1) for x in (logprobs, rank, np.nan_to_num(raw, nan=-99.0))]
+    probes = [("text", i) for i in range(len(world.contexts))]
+    data = Aligned(world.model, platforms, SETTINGS, probes, world.slots, world.reference, *three)
+    return replace(trained, library={world.model: data}, classes={world.model: by_bits(data)}, _own={})
+
+
+def by_bits(data: Aligned) -> Classes:
+    """Candidates with the same bits are one class."""
+    bits = [data.logprobs[i].tobytes() for i in range(len(data.platforms))]
+    label = [list(dict.fromkeys(bits)).index(b) for b in bits]
+    empty = np.full((len(bits), len(bits)), np.nan)
+    return Classes(data.model, data.platform_ids(), label, empty, empty)
+
+
+def without(world: World, bundle: Bundle, plan: str) -> Bundle:
+    """The same, less one plan of every GPU."""
+    data = bundle.library[world.model]
+    kept = data.only([i for i, p in enumerate(data.platforms) if p.options["plan"] != plan])
+    return replace(bundle, library={world.model: kept}, classes={world.model: by_bits(kept)}, _own={})
