@@ -127,9 +127,7 @@ def cases_of(world: World, kind: str, i: int) -> list[Case]:
     return out
 
 
-def searches(
-    world: World, count: int, kind: str, learn: int, rows: list[dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
+def searches(world: World, count: int, kind: str, learn: int, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Figures over more and more observations, `count` of each class in the end, from those that `rows` holds. What an
     observation is made of is run beside the workbench, so that no search starts from its own truth."""
     for i in range(count):
@@ -258,7 +256,8 @@ def main() -> None:
             for kind in args.kinds if args.search else ():
                 kept = report["plan_search"].setdefault(f"{model} {dtype}", {})
                 rows = kept.get(kind, {}).get("observations", [])
-                for kept[kind] in searches(world, args.search, kind, args.learn, rows):
+                for found in searches(world, args.search, kind, args.learn, rows):
+                    kept[kind] = found
                     write(args.out, report)
     show(report)
 

@@ -93,6 +93,10 @@ def test_a_book_gives_each_product_its_plan(models):
     adapter.book = book
     after = adapter.logprobs(contexts(12, 12), 2)
     assert (after != before).any() and after.tobytes() == answers(models["llama"], varied).tobytes()
+    assert len(adapter.places) == 2 * 7 + 1, "seven weights in each layer, and the output matrix"
+    adapter.book = PlanBook("k1", {adapter.places[0]: "k4"})
+    one = adapter.logprobs(contexts(12, 12), 2)
+    assert (one != before).any() and (one != after).any(), "one weight of one layer has a plan of its own"
     with pytest.raises(UnknownName, match="kernel plan"):
         PlanBook("no such plan")
 

@@ -46,7 +46,8 @@ class Surrogate:
         for share, rate in product(SHARES, RATES):
             if share == 1.0 and rate != RATES[0]:
                 continue
-            inverse = np.linalg.inv(_covariance(codes, codes, weights, share, rate) + NUGGET * np.eye(len(codes)))
+            near = _covariance(codes, codes, weights, share, rate)
+            inverse: Floats = np.linalg.inv(near + NUGGET * np.eye(len(codes))).astype(float)
             dual = inverse @ (logits - mean)
             error = float(((dual / np.diag(inverse)[:, None]) ** 2).mean())
             if best is None or error < best[0]:
