@@ -20,7 +20,7 @@ from hspi.errors import ConfigError, EndpointError, ModelError, PlatformError
 from hspi.platforms import CATALOGUE, availability, get
 from hspi.platforms import servers as serving
 from hspi.platforms.convert import cache_folder
-from hspi.platforms.endpoint import attach, read_rows
+from hspi.platforms.endpoint import EndpointAdapter, attach, read_rows
 from hspi.platforms.environments import ENVIRONMENTS
 from hspi.platforms.gguf import FORMATS, gguf_file, gguf_place
 from hspi.signatures import Signature, read_signature
@@ -233,6 +233,21 @@ def test_a_server_is_asked_for_no_more_than_it_gives(running: str, model: Path) 
         attach(running, "toy", get("vllm-bf16"), model)
 
 
+def test_the_best_come_as_when_only_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp's normaliser depends on how many alternatives are asked for; an audit asks for 20."""
+
+    def moved(self: EndpointAdapter, prompts: list[np.ndarray], count: int) -> np.ndarray:
+        rows = np.full((len(prompts), 100), -np.inf, np.float32)
+        rows[:, :count] = -1.0 - np.arange(count) / 10 - count * 1e-3
+        return rows
+
+    monkeypatch.setattr(EndpointAdapter, "_ask", moved)
+    found = EndpointAdapter("http://127.0.0.1:1/v1", "toy", 100, {}, usual=20).logprobs([np.array([1, 2])], 1)[0, 0]
+    expected = np.float32(-1.0 - np.arange(100) / 10)
+    np.testing.assert_allclose(found[:20], expected[:20] - 0.02, rtol=1e-6)
+    np.testing.assert_allclose(found[20:], expected[20:] - 0.1, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "url", ["ftp://127.0.0.1/v1", "127.0.0.1:8000", "http://user:secret@127.0.0.1/v1", "http://:8000/v1"]
 )
@@ -311,8 +326,8 @@ SMALL = "models: [llama]\nprobes: {seed: 3, length: 16, sets: {text: {size: 6, p
 SMALL += "nuisances: [{name: b3, batch_size: 3}]\nplatforms: [torch-fp32]\n"
 
 
-def collected(folder: Path, platform: str, *more: str) -> Signature:
-    (folder / "params.yaml").write_text(SMALL)
+def collected(folder: Path, platform: str, *more: str, positions: int = 2) -> Signature:
+    (folder / "params.yaml").write_text(SMALL.replace("positions: 2", f"positions: {positions}"))
     command = [
         sys.executable,
         "-m",
@@ -366,11 +381,14 @@ def test_llama_cpp_formats_are_distinct_and_repeat_bit_for_bit(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_platform_asked_over_http_is_the_platform(tmp_path: Path) -> None:
-    """What `hspi serve` computes, labelled through --base-url, equals the signature made in process, bit for bit."""
+    """What `hspi serve` computes, labelled through --base-url, equals the signature made in process, bit for bit.
+
+    One prompt and one position at a time: others would be products of other shapes, and fp32 differs by an ulp.
+    """
     port = free_port()
     command = ("hspi", "serve", "--platform", "torch-fp32", "--model", "llama", "--port", str(port))
     with checkout(tmp_path).serving(*command, ready=f"http://127.0.0.1:{port}/health"):
         url = ("--base-url", f"http://127.0.0.1:{port}/v1", "--record", '{"engine": "elsewhere", "dtype": "fp32"}')
-        over = collected(tmp_path, "torch-fp32-there", *url)
-    assert same(over, collected(tmp_path, "torch-fp32"))
+        over = collected(tmp_path, "torch-fp32-there", *url, "--batch-size", "1", positions=1)
+    assert same(over, collected(tmp_path, "torch-fp32", "--batch-size", "1", positions=1))
     assert over.header.platform.engine == "elsewhere" and "cpu_model" not in over.header.facts
