@@ -31,6 +31,7 @@ from hspi.platforms.record import Context, LogProbs, Platform
 
 # Alternatives to ask for, the most first. Signatures keep 256 at most, and printing 4,096 takes longer than the model.
 LADDER = (512, 256, 100, 64, 20)
+USUAL = 20  # alternatives that OpenAI's API gives at most, and that an audit asks for
 TIMEOUT = 600.0
 LARGEST = 1 << 30
 
@@ -46,8 +47,10 @@ class EndpointAdapter:
         facts: dict[str, str],
         extra: dict[str, Any] | None = None,
         server: servers.Server | None = None,
+        usual: int = 0,
     ) -> None:
-        self.vocab_size = vocab_size
+        """usual: so many alternatives are asked for by themselves too, where bits depend on how many are asked."""
+        self.vocab_size, self._usual = vocab_size, usual
         self._url, self._served, self._extra, self._server = url, served, extra or {}, server
         self._opener = _opener(url)
         self._count = self._find_count()
@@ -57,7 +60,7 @@ class EndpointAdapter:
         """See `Adapter.logprobs`. Raises DataError on what `check_contexts` refuses, EndpointError on a bad answer."""
         check_contexts(contexts, positions, self.vocab_size)
         cut = [[c[: len(c) - back] for c in contexts] for back in range(positions - 1, -1, -1)]
-        return np.stack([self._ask(prompts, self._count) for prompts in cut], axis=1)
+        return np.stack([self._rows(prompts) for prompts in cut], axis=1)
 
     def greedy(self, contexts: list[Context], new_tokens: int) -> npt.NDArray[np.int64]:
         """See `Adapter.greedy`. The whole context is asked again for each token, as other engines are."""
@@ -75,6 +78,14 @@ class EndpointAdapter:
         """End the server that was started for this adapter, if one was."""
         if self._server:
             self._server.close()
+
+    def _rows(self, prompts: list[Context]) -> LogProbs:
+        """All alternatives; the best of them as they come when only those are asked for."""
+        wide = self._ask(prompts, self._count)
+        if not 0 < self._usual < self._count:
+            return wide
+        best = self._ask(prompts, self._usual)
+        return np.where(np.isfinite(best), best, wide)
 
     def _find_count(self) -> int:
         """How many alternatives the server gives. It refuses what is beyond its limit."""
@@ -115,9 +126,8 @@ def start(platform: Platform, model_path: Path, threads: int = 1) -> EndpointAda
     facts = {"server": platform.engine, "flags": " ".join(servers.flags(platform))}
     facts |= {f"version_{k}": v for k, v in environments.versions(platform.engine).items()}
     try:
-        return EndpointAdapter(
-            f"{server.url}/v1", name, _vocabulary(model_path), facts, _own(platform, f"{server.url}/v1"), server
-        )
+        url, own = f"{server.url}/v1", _own(platform, f"{server.url}/v1")
+        return EndpointAdapter(url, name, _vocabulary(model_path), facts, own, server, _usual(platform))
     except EndpointError as error:
         server.close()
         raise PlatformError(f"{platform.id} must serve {model_path}, but: {error} (log: {log})") from error
@@ -132,7 +142,15 @@ def attach(url: str, served: str, platform: Platform, model_path: Path) -> Endpo
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
         raise ConfigError(f"base URL must be http(s)://HOST/… without user and password, but got {shown_url(url)!r}")
     facts = {"endpoint": shown_url(url), "served_name": served}
-    return EndpointAdapter(url, served, _vocabulary(model_path), facts, _own(platform, url))
+    own = _own(platform, url)
+    return EndpointAdapter(url, served, _vocabulary(model_path), facts, own, usual=_usual(platform))
+
+
+def _usual(platform: Platform) -> int:
+    """llama.cpp sorts only as many tokens as it is asked for before it adds up their probabilities, so that the
+    normaliser, and with it every log-probability, moves by a few units in the last place with their number.
+    """
+    return USUAL if platform.engine == "llama.cpp" else 0
 
 
 def _own(platform: Platform, url: str) -> dict[str, Any]:
