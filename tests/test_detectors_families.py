@@ -125,6 +125,16 @@ def test_a_claim_holds_whatever_the_plan_and_falls_for_another_arithmetic(bundle
         judged(bundle, adapter, seen, claim="vgpu-mi300x-tf32-k4")
 
 
-def test_a_plan_that_no_candidate_has_is_never_another_family_with_confidence(bundle, adapter):
-    found = judged(bundle, adapter, virtual("A100", "tf32", "i4"), claim="vgpu-a100-tf32-k1")
-    assert found.answer in {NVIDIA_8, UNKNOWN}
+@pytest.mark.parametrize("plan", ["i4", "ch2", "k8t"])
+@pytest.mark.parametrize("gpu", ["A100", "H100"])
+def test_a_true_claim_never_falls_for_a_plan_that_no_candidate_has(bundle, adapter, gpu, plan):
+    found = judged(bundle, adapter, virtual(gpu, "tf32", plan), claim=f"vgpu-{gpu.lower()}-tf32-k1")
+    assert found.any_plan and found.outcome != "contradicted"
+    assert found.answer in {NVIDIA_8 if gpu == "A100" else NVIDIA_9, UNKNOWN}
+
+
+def test_a_virtual_claim_falls_to_a_known_class_alone(bundle, adapter):
+    known = judged(bundle, adapter, virtual("H100", "tf32", "k2"), claim="vgpu-a100-tf32-k2")
+    assert known.outcome == "contradicted" and known.answer == NVIDIA_9
+    assert replace(known, answer=UNKNOWN).outcome == "inconclusive"
+    assert replace(known, answer=UNKNOWN, any_plan=False).outcome == "contradicted"

@@ -26,6 +26,8 @@ from hspi.evidence.aligned import SLOTS, Aligned, place
 from hspi.evidence.equivalence import Classes
 from hspi.evidence.explained import explained_statistics, family_features
 from hspi.evidence.replay import F32, candidate_features, pair_features, pair_statistics, self_features
+from hspi.platforms.record import Platform
+from hspi.platforms.virtual_catalogue import ENGINE
 from hspi.signatures import Signature
 from hspi.splits import draw
 from hspi.verdict import UNKNOWN, Verdict, decide
@@ -91,6 +93,7 @@ class Bundle:
             alpha=alpha,
             claim=claim,
         )
+        found = replace(found, any_plan=any(p.id == claim and p.engine == ENGINE for p in self._platforms(seen.model)))
         if found.answer == UNKNOWN:
             return found
         best = int(scores.best[0, families.names.index(found.answer)])
@@ -98,7 +101,10 @@ class Bundle:
 
     def families(self, model: str) -> Families:
         """What verdicts on this model tell apart."""
-        return Families.of(self._classes(model), self.library[model].platforms)
+        return Families.of(self._classes(model), self._platforms(model))
+
+    def _platforms(self, model: str) -> list[Platform]:
+        return self.library[model].platforms
 
     def scores(self, seen: Observation) -> F32:
         """Log-odds that each platform of the library is the observed one: (C,)."""

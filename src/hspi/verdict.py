@@ -21,6 +21,9 @@ UNKNOWN = "unknown"
 class Verdict:
     """What is said in the end, with what it rests on. `answer` is the name of a class or of a virtual family, or
     "unknown"; `nearest` the class that scored best in it, and `plan` a virtual GPU's kernel plan there ("" for others).
+
+    any_plan: the claim is a virtual GPU's. No library holds every kernel plan, so that such a claim falls to another
+    known class alone, and never for being unlike each plan that is known.
     """
 
     answer: str
@@ -36,6 +39,7 @@ class Verdict:
     model: str
     nearest: str = ""
     plan: str = ""
+    any_plan: bool = False
 
     @property
     def outcome(self) -> str:
@@ -46,7 +50,7 @@ class Verdict:
             return "identified" if len(self.set_at) == 1 else "inconclusive"
         assert self.claim_p_value is not None
         if self.claim_p_value <= self.alpha:
-            return "contradicted"
+            return "inconclusive" if self.any_plan and self.answer == UNKNOWN else "contradicted"
         return "consistent" if self.claim in self.members else "inconclusive"
 
     def to_dict(self) -> dict[str, Any]:
