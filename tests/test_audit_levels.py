@@ -16,7 +16,7 @@ import audit_world as world
 from conftest import Tree, free_port
 from hspi import zoo
 from hspi.audit.agreement import NEAR_TIE, Rounded, Symbols, Text, near_ties
-from hspi.audit.format_verdict import said_of
+from hspi.audit.format_verdict import FEWEST, said_of
 from hspi.audit.formats import Formats
 from hspi.bundle import Observation
 from hspi.cli import main
@@ -155,7 +155,7 @@ def test_levels_on_a_real_server(smoke: Tree, behind: str, tmp_path: Path, monke
     with Lessening(behind, "chat", zoo.load_tokenizer(zoo.resolve(str(weights)))).serving() as url:
         chat = {"weights": str(weights)}
         right = audit(url, tmp_path / "format", "--claim-format", "bf16", **chat)
-        assert (right["level"], right["outcome"]) == ("residual", "consistent") and right["probes"] == 64
+        assert (right["level"], right["outcome"]) == ("residual", "consistent") and right["probes"] >= FEWEST
         wrong = audit(url, tmp_path / "format-lie", "--claim-format", "fp32", **chat)
         assert wrong["outcome"] == "contradicted"
         platform = audit(url, tmp_path / "platform", "--claim", "torch-bf16", **chat)

@@ -106,7 +106,7 @@ class Text(Agreement):
         super().__init__(bundle, model, 1, split, pool[self.chosen[pool]])
 
     def asks(self, at: int) -> bool:
-        return bool(self.chosen[at])
+        return at in self._test and bool(self.chosen[at])
 
     def observed(self, seen: Observation, at: Rows) -> npt.NDArray[np.int32]:
         return seen.ids[:, 0]
@@ -144,7 +144,7 @@ class Rounded(Agreement):
         super().__init__(bundle, model, k, split, pool[usable[pool]])
 
     def asks(self, at: int) -> bool:
-        return bool(self.usable[at])
+        return at in self._test and bool(self.usable[at])
 
     def _steps(self, logprobs: F32, shift: float = 0.0) -> F32:
         return np.rint(logprobs.astype(np.float64) * 10.0**self.decimals + shift).astype(np.float32)

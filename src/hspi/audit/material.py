@@ -111,8 +111,9 @@ def prepare(settings: Settings, bundle: Bundle, specs: Sequence[ProbeSpec], ref:
         raise DataError(f"params.yaml must make the probes that the library of {settings.model!r} answers: {sizes}")
     every = [_probe(name, number, ours[name][number].tolist(), tokenizer) for name, number in named]
     split = split_probes(named, settings.seed)
-    pool = np.arange(len(named)) if data is None else split.test
-    order = [int(i) for i in np.random.default_rng([settings.seed, settings.order]).permutation(pool)]
+    rng = np.random.default_rng([settings.seed, settings.order])
+    rest = np.concatenate([split.fit, split.calibrate])  # asked only where no candidate is calibrated on them
+    order = [int(i) for i in np.concatenate([rng.permutation(split.test), rng.permutation(rest)])]
     warm_up = _warm_up(split.fit, every, data)
     return Material(
         settings,

@@ -44,6 +44,7 @@ class Scorer(ABC):
         self.present = self.data.present  # counted anew at each reading, over the whole library
         self.rivals = nearest_rivals(self.classes)
         self._index = {p: i for i, p in enumerate(self.data.probes)}
+        self._test = frozenset(split.test.tolist())
         self._calibration = self._start()
 
     @property
@@ -77,8 +78,8 @@ class Scorer(ABC):
         """(the class that all answers together are likest, or "unknown"; a posterior, empty where there is none)."""
 
     def asks(self, at: int) -> bool:
-        """Whether the level puts this probe of the library to an endpoint."""
-        return True
+        """Whether the level puts this probe of the library to an endpoint: one that neither trained nor calibrates."""
+        return at in self._test
 
     # ------------------------------------------------------------ scores
 
