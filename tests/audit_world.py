@@ -26,7 +26,9 @@ SETTINGS = ("b1", "b4", "b7", "b16")
 
 @dataclass(frozen=True)
 class Formula:
-    """scale: of the residual; kin: seed of a part shared with other platforms, `shared` its share."""
+    """scale: of the residual; kin: seed of a part shared with other platforms, `shared` its share; unrest: what a
+    setting changes, as a share of the scale.
+    """
 
     id: str
     seed: int
@@ -35,6 +37,7 @@ class Formula:
     engine: str = "pytorch"
     kin: int = 0
     shared: float = 0.0
+    unrest: float = 0.15
 
 
 FORMULAS = {
@@ -69,7 +72,7 @@ def answers(formula: Formula, nuisance: int) -> np.ndarray:
     """Log-probabilities of all probes under a setting, float32 (SIZE, VOCABULARY)."""
     own = np.sqrt(1 - formula.shared) * noise(formula.seed) + np.sqrt(formula.shared) * noise(formula.kin)
     changed = noise(formula.seed, 100 + nuisance)
-    logits = reference() + formula.scale * (own + 0.15 * changed)
+    logits = reference() + formula.scale * (own + formula.unrest * changed)
     return (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
 
 

@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from time import time
 from typing import Any
@@ -31,7 +31,7 @@ MOMENTARY = (  # go away when the question is asked again
 LASTING = (  # hold for the whole audit
     "always-500", "always-nan", "rounded-2", "rounded-4", "foreign-tokens", "no-logprobs-ever", "switch", "mixture",
     "only-5", "only-1", "unsorted", "html-text", "chat-only", "chat-template", "text-prompts", "wrong-model",
-    "floored-2", "truncated-3", "text-chat", "draws",
+    "floored-2", "truncated-3", "text-chat", "draws", "unseen-setting",
 )  # fmt: skip
 
 
@@ -193,6 +193,8 @@ class Misbehaving:
             formula = world.FORMULAS[self.other]
         if self.lasting == "mixture" and turn % 2:
             formula = world.FORMULAS[self.other]
+        if self.lasting == "unseen-setting":
+            formula = replace(formula, unrest=0.45)
         if self.lasting == "wrong-model":
             formula = world.Formula("finetuned", 77, 0.5, "bf16")
         rows = rows_of(formula, self.setting)

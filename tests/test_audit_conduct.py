@@ -76,6 +76,17 @@ def test_other_weights_are_contradicted_and_named_unknown(tmp_path: Path) -> Non
     assert (nobody.outcome, nobody.exit_code) == ("unknown", 3)
 
 
+@pytest.mark.parametrize("platform", ["fp32", "int8"])
+def test_a_setting_that_nobody_collected_is_no_lie(platform: str, tmp_path: Path) -> None:
+    """The platform moves three times as far as under any setting in the library, yet not half the way to another."""
+    with serving(Misbehaving(platform, lasting="unseen-setting")) as server:
+        found = audit(server, tmp_path / "true", platform)
+        lie = audit(server, tmp_path / "lie", "fp32-other")
+    assert found.claim_p_value is not None and found.claim_p_value <= 0.01
+    assert (found.outcome, found.exit_code) == ("inconclusive", 3) and "nobody collected" in found.why
+    assert (lie.outcome, lie.exit_code) == ("contradicted", 1)
+
+
 @pytest.mark.parametrize(("lasting", "at"), [("switch", 16), ("switch", 22), ("switch", 20), ("mixture", 0)])
 @pytest.mark.parametrize("claim", ["bf16", "int8", None])
 def test_two_platforms_behind_one_url_give_no_confident_verdict(

@@ -196,6 +196,11 @@ def _outcome(
     if claimed is not None and claimed not in left:
         if not scorer.calibrated and not any(found.processes[-1][c] < FITS for c in left):
             return "inconclusive", f"no candidate answers so, {material.settings.claim} among them", UNKNOWN
+        if scorer.hardly_differs(found.together(), claimed):
+            why = (
+                "is excluded, yet no other class is nearly as near: a setting that nobody collected, or a close variant"
+            )
+            return "inconclusive", f"{material.settings.claim} {why}", UNKNOWN
         told = f"it answers like {answer}" if answer != UNKNOWN else "and it answers like no single candidate"
         after = found.crossed(claimed, alpha)
         return "contradicted", f"{material.settings.claim} is excluded after {after} answers; {told}", answer

@@ -77,6 +77,12 @@ class Scorer(ABC):
     def judge(self, seen: Observation, alpha: float) -> tuple[str, dict[str, float]]:
         """(the class that all answers together are likest, or "unknown"; a posterior, empty where there is none)."""
 
+    def hardly_differs(self, seen: Observation, label: int) -> bool:
+        """Whether answers are much nearer to a class than any other class is, so that another setting may explain
+        what parts them. A level that measures no distance cannot tell.
+        """
+        return False
+
     def asks(self, at: int) -> bool:
         """Whether the level puts this probe of the library to an endpoint: one that neither trained nor calibrates."""
         return at in self._test

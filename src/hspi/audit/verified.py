@@ -22,6 +22,7 @@ from hspi.evidence.replay import F32, candidate_features, pair_features, pair_st
 from hspi.reference import read_array, write_array
 from hspi.splits import ProbeSplit, split_probes
 
+HALF_WAY = 2 * float(np.log10(2))  # in log10 of squared distances
 VERSION = 1  # raise when the same detector and library would give other scores
 
 Placed = tuple[F32, npt.NDArray[np.uint8]]  # log-probabilities and ranks in the library's slots, (n, K) each
@@ -104,6 +105,29 @@ class Replay(Scorer):
     def judge(self, seen: Observation, alpha: float) -> tuple[str, dict[str, float]]:
         found = self.bundle.judge(seen, alpha=alpha)
         return found.answer, found.posterior
+
+    def hardly_differs(self, seen: Observation, label: int) -> bool:
+        """Whether they are nearer to its members than half the way from those to any other class.
+
+        Settings that nobody collected move an honest platform too: a product of another shape, a normaliser summed in
+        another order. They move it little against what parts classes, other weights and other formats much.
+        """
+        at = np.asarray([self._index[p] for p in seen.probes])
+        member = np.asarray(self.classes.label) == label
+        mine, others = np.flatnonzero(member), np.flatnonzero(~member)
+        apart = min(
+            self._distance(self.own(i, held, at), at, others) for i in mine for held in np.flatnonzero(self.present[i])
+        )
+        return self._distance(self.observed(seen, at), at, mine) < apart - HALF_WAY
+
+    def _distance(self, observed: Placed, at: Rows, who: Rows) -> float:
+        """log10 of the squared distance to the nearest setting of these platforms, over all probes together."""
+        shape = (len(who) * self.present.shape[1], len(at), -1)
+        chosen = np.ix_(who, np.arange(self.present.shape[1]), at)
+        theirs, ranks = self.data.logprobs[chosen].reshape(shape), self.data.rank[chosen].reshape(shape)
+        found = pair_statistics(*observed, theirs, ranks, self.data.reference[at], self.k)
+        distance = pair_features(found.mean(axis=1), self.k)[:, 0]
+        return float(distance[self.present[who].ravel()].min())
 
 
 def own_without(data: Aligned, pool: Rows, k: int) -> F32:
