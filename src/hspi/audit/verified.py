@@ -116,7 +116,7 @@ class Replay(Scorer):
         member = np.asarray(self.classes.label) == label
         mine, others = np.flatnonzero(member), np.flatnonzero(~member)
         apart = min(
-            self._distance(self.own(i, held, at), at, others) for i in mine for held in np.flatnonzero(self.present[i])
+            self._distance(self.own(int(i), int(held), at), at, others) for i in mine for held in np.flatnonzero(self.present[i])
         )
         return self._distance(self.observed(seen, at), at, mine) < apart - HALF_WAY
 

@@ -187,9 +187,10 @@ def likeliest_books(
     likely: dict[tuple[int, ...], float] = {}
     for code in starts:
         _climb(local, target, choices, code, rng, likely)
-    names, chosen = list(PLANS), []
-    for code in sorted(likely, key=lambda c: -likely[c]):
-        book = PlanBook(plans[0], {p: names[i] for p, i in zip(bench.products, code, strict=True)})
+    names = list(PLANS)
+    chosen: list[PlanBook] = []
+    for best in sorted(likely, key=lambda c: -likely[c]):
+        book = PlanBook(plans[0], {p: names[i] for p, i in zip(bench.products, best, strict=True)})
         if not bench.is_kept(architecture, book) and len(chosen) < count:
             chosen.append(book)
     return chosen
