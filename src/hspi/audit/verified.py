@@ -115,9 +115,8 @@ class Replay(Scorer):
         at = np.asarray([self._index[p] for p in seen.probes])
         member = np.asarray(self.classes.label) == label
         mine, others = np.flatnonzero(member), np.flatnonzero(~member)
-        apart = min(
-            self._distance(self.own(int(i), int(held), at), at, others) for i in mine for held in np.flatnonzero(self.present[i])
-        )
+        own = [self.own(int(i), int(held), at) for i in mine for held in np.flatnonzero(self.present[i])]
+        apart = min(self._distance(each, at, others) for each in own)
         return self._distance(self.observed(seen, at), at, mine) < apart - HALF_WAY
 
     def _distance(self, observed: Placed, at: Rows, who: Rows) -> float:
