@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,9 +20,13 @@ import pytest
 
 import audit_world as world
 from hspi.audit import conduct, records
+from hspi.audit.candidates import replace_library
 from hspi.audit.conclude import Conclusion
+from hspi.audit.material import Material
 from hspi.client import Endpoint, Retry
 from hspi.errors import ConfigError, DataError, EndpointError
+from hspi.platforms.catalogue import get
+from hspi.platforms.record import Platform
 from misbehaving import LASTING, MOMENTARY, Misbehaving, serving
 
 KEY = "sk-never-to-be-seen"
@@ -29,8 +34,10 @@ QUICK = Retry(attempts=10, answers=5, first=0.001, longest=0.02)
 
 
 def audit(server: Misbehaving, folder: Path, claim: str | None = "bf16", **more: int) -> Conclusion:
-    made = world.material(server.url, claim, **more)
+    return run(world.material(server.url, claim, **more), server, folder)
 
+
+def run(made: Material, server: Misbehaving, folder: Path) -> Conclusion:
     async def inside() -> Conclusion | None:
         opened = conduct.open_folder(folder, lambda: made, made.settings)
         endpoint = Endpoint(server.url, KEY, made.settings.window, QUICK, deadline=0.8, max_body=1 << 20)
@@ -74,6 +81,26 @@ def test_other_weights_are_contradicted_and_named_unknown(tmp_path: Path) -> Non
         nobody = audit(server, tmp_path / "b", None, budget=80)
     assert (found.outcome, found.answer) == ("contradicted", "unknown")
     assert (nobody.outcome, nobody.exit_code) == ("unknown", 3)
+
+
+def test_a_virtual_gpu_is_not_contradicted_for_a_plan_that_nobody_knows(tmp_path: Path) -> None:
+    known = get("vgpu-a100-bf16-k1")
+    with serving(Misbehaving(lasting="wrong-model")) as server:
+        made = renamed(world.material(server.url, known.id), "bf16", known)
+        found = run(made, server, tmp_path / "unknown")
+    with serving(Misbehaving("int8")) as server:
+        lie = run(renamed(world.material(server.url, known.id), "bf16", known), server, tmp_path / "lie")
+    assert (found.outcome, found.exit_code) == ("inconclusive", 3) and "plan" in found.why
+    assert (lie.outcome, lie.answer) == ("contradicted", "int8")
+
+
+def renamed(made: Material, old: str, new: Platform) -> Material:
+    """The material with another record for one of its candidates."""
+    bundle = made.bundle
+    data, classes = bundle.library["toy"], bundle.classes["toy"]
+    data = replace(data, platforms=[new if p.id == old else p for p in data.platforms])
+    classes = replace(classes, platform_ids=data.platform_ids())
+    return replace(made, bundle=replace_library(bundle, data, classes))
 
 
 @pytest.mark.parametrize("platform", ["fp32", "int8"])
