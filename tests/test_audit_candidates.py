@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
 
 import audit_world as world
-from hspi.audit.candidates import as_served, only, parse_kinds, replace_library
+from hspi.audit.candidates import _signatures, as_served, only, parse_kinds, replace_library
 from hspi.audit.scoring import nearest_rivals
 from hspi.audit.verified import Replay
 from hspi.errors import ConfigError, DataError
 from hspi.params import SetSize, load
+from hspi.platforms.record import Nuisance, Platform
+from hspi.signatures import Header, Journal, signature_path, to_batch
+
+if TYPE_CHECKING:
+    from hspi.zoo import ModelRef
 
 
 def test_fewer_candidates_keep_their_own_signatures_and_classes() -> None:
@@ -73,3 +81,24 @@ def test_audits_ask_what_signatures_answered_at_one_position_alone() -> None:
     assert np.array_equal(kept.logprobs, data.logprobs[:, :, ::2], equal_nan=True)
     with pytest.raises(DataError, match="one position"):
         as_served(bundle, "toy", replace(p, probes=replace(p.probes, sets=dict.fromkeys(sets, sets["words"]))))
+
+
+def test_the_store_gives_platforms_that_answered_every_probe_set_of_the_library(tmp_path: Path) -> None:
+    def stored(platform: str, probe_set: str, probe_hash: str, weights: str = "w") -> None:
+        header = Header(Platform(platform, "vllm"), "toy", weights, probe_set, probe_hash, Nuisance("b1"), 1, 2)
+        with Journal(signature_path(tmp_path, platform, "toy", probe_set, "b1"), header) as journal:
+            rows = np.array([[[3, 4]]], np.int32), np.full((1, 1, 2), -1, np.float32)
+            journal.append(to_batch(journal.schema, np.arange(1), 4, *rows))
+            journal.finish()
+
+    for name, text, tokens in (("whole", "a", "b"), ("other-probes", "a", "x"), ("known", "a", "b")):
+        stored(name, "text", text)
+        stored(name, "tokens", tokens)
+    stored("whole", "words", "c")
+    stored("half", "text", "a")
+    stored("other-weights", "text", "a", weights="v")
+    ref = cast("ModelRef", SimpleNamespace(weights_hash="w"))
+    found = _signatures(tmp_path, ref, {"known"}, {"text": "a", "tokens": "b"})
+    assert {(s.header.platform.id, s.header.probe_set) for s in found} == {("whole", "text"), ("whole", "tokens")}
+    anything = {s.header.platform.id for s in _signatures(tmp_path, ref, (), {})}
+    assert anything == {"whole", "other-probes", "known", "half"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from hspi.evidence.aligned import ABSENT, Aligned, align
 from hspi.evidence.equivalence import Classes
 from hspi.params import Params
 from hspi.platforms import catalogue, machine
-from hspi.signatures import Signature, iter_store, read_header, read_signature
+from hspi.signatures import Header, Signature, iter_store, read_header, read_signature
 from hspi.zoo import ModelRef
 
 KINDS = ("local", "store", "emulated")
@@ -57,13 +57,13 @@ def gather(
     library = bundle.library.get(name) if "store" in kinds else None
     known = set() if library is None else set(library.platform_ids())
     more: list[Signature] = []
-    if "store" in kinds and (library is None or "local" in kinds or claim not in {None, *known}):
-        more = _signatures(store, ref, known)
+    if "store" in kinds:
+        more = _signatures(store, ref, known, {} if library is None else library.probe_hashes)
         known |= {s.header.platform.id for s in more}
     if "local" in kinds:
         wanted = [i for i in dict.fromkeys([*_in_catalogue(claim), *p.platforms]) if i not in known]
         collect_here([i for i in wanted if not _collected(i, ref, p, cache)], ref, cache, say, params_file)
-        more += _signatures(cache, ref, known)
+        more += _signatures(cache, ref, known, {})
     if library is None and not more:
         hint = "" if "local" in kinds else ": --candidates local,store makes those that this machine can run"
         say(f"no signatures of {name!r} are known{hint}")
@@ -128,11 +128,22 @@ def _collected(platform: str, ref: ModelRef, p: Params, cache: Path) -> bool:
     )
 
 
-def _signatures(root: Path, ref: ModelRef, but: Collection[str]) -> list[Signature]:
-    """All of these weights below a folder, except those of the platforms `but`."""
+def _signatures(root: Path, ref: ModelRef, but: Collection[str], asked: Mapping[str, str]) -> list[Signature]:
+    """All of these weights below a folder, except those of the platforms `but`.
+
+    asked: hashes by probe set; a platform that did not answer every one of these is left out. Empty: no matter which.
+    """
     headers = {path: read_header(path) for path in iter_store(root)}
-    found = [f for f, h in headers.items() if h.weights_hash == ref.weights_hash and h.platform.id not in but]
-    return [read_signature(f) for f in found]
+    found = {f: h for f, h in headers.items() if h.weights_hash == ref.weights_hash and h.platform.id not in but}
+    answered: dict[str, set[str]] = {}
+    for h in found.values():
+        if asked.get(h.probe_set) == h.probe_hash:
+            answered.setdefault(h.platform.id, set()).add(h.probe_set)
+
+    def fits(h: Header) -> bool:
+        return h.probe_set in asked and answered.get(h.platform.id) == set(asked) and asked[h.probe_set] == h.probe_hash
+
+    return [read_signature(f) for f, h in found.items() if not asked or fits(h)]
 
 
 def with_library(
