@@ -31,7 +31,7 @@ MOMENTARY = (  # go away when the question is asked again
 LASTING = (  # hold for the whole audit
     "always-500", "always-nan", "rounded-2", "rounded-4", "foreign-tokens", "no-logprobs-ever", "switch", "mixture",
     "only-5", "only-1", "unsorted", "html-text", "chat-only", "chat-template", "text-prompts", "wrong-model",
-    "floored-2", "truncated-3", "text-chat", "draws", "unseen-setting",
+    "floored-2", "truncated-3", "text-chat", "draws",
 )  # fmt: skip
 
 
