@@ -17,7 +17,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PLATFORMS = ("torch-fp32", "torch-bf16", "ort-fp32", "openvino-fp32")  # quick ones of three engines
-MODELS, PROBES, TRIALS = 2, 32, 2
+MODELS, PROBES, TRIALS = 2, 64, 2
 
 
 def reduce(params: dict[str, Any]) -> dict[str, Any]:
