@@ -357,7 +357,7 @@ def test_hundreds_of_faults_bring_no_crash_and_no_confident_error(tmp_path: Path
     to contradict bf16 where nothing else answered."""
     table: Counter[tuple[str, str, str]] = Counter()
     faults: Counter[str] = Counter()
-    cases = [("", seed) for seed in range(12)] + [(lasting, 0) for lasting in LASTING]
+    cases = [("", seed) for seed in range(6)] + [(lasting, 0) for lasting in LASTING]
     for number, (lasting, seed) in enumerate(cases):
         for claim in ("bf16", "fp32"):
             server = Misbehaving("bf16", MOMENTARY, 0.35, seed, lasting, switch_at=22, other="int8")
@@ -382,4 +382,4 @@ def test_hundreds_of_faults_bring_no_crash_and_no_confident_error(tmp_path: Path
         print(f"{kind:18s} claim {claim:5s} {outcome:17s} {count}")
     assert faults.total() >= 200 and set(faults) >= set(MOMENTARY)
     settled = sum(n for (k, _, o), n in table.items() if k == "momentary" and o in ("consistent", "contradicted"))
-    assert settled >= 20  # of 24: faults that pass do not keep an audit from its verdict
+    assert settled >= 10  # of 12: faults that pass do not keep an audit from its verdict
