@@ -191,7 +191,7 @@ class Misbehaving:
         turn = self.probes.setdefault(str(at), len(self.probes))
         if self.lasting == "switch" and turn >= self.switch_at:
             formula = world.FORMULAS[self.other]
-        if self.lasting == "mixture" and turn % 2:
+        if self.lasting == "mixture" and at % 2:  # whichever comes first
             formula = world.FORMULAS[self.other]
         if self.lasting == "unseen-setting":
             formula = replace(formula, unrest=0.45)
