@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from hspi.errors import EndpointError, HspiError
-from steps import flow
+from steps import failed_with, flow
 
 CHANGED = "hspi.class-changed"
 VERDICT, ENDPOINT_FAILED = (0, 1, 3), 4
@@ -32,22 +32,12 @@ class ClaimContradicted(HspiError):
     """The class did not change, and is not what is claimed."""
 
 
-def _endpoint_failed(task: Any, run: Any, state: Any) -> bool:
-    try:
-        state.result()
-    except EndpointError:
-        return True
-    except Exception:
-        return False
-    return False
-
-
 @task(
     task_run_name="hspi monitor",
     cache_policy=NO_CACHE,
     retries=2,
     retry_delay_seconds=[60, 300],
-    retry_condition_fn=_endpoint_failed,
+    retry_condition_fn=failed_with(EndpointError),
 )
 def check(options: list[str]) -> dict[str, Any]:
     """What `hspi monitor` recorded. Raises EndpointError where the endpoint failed, HspiError where the verb did."""

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,16 @@ from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.futures import PrefectFuture  # noqa: E402
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner  # noqa: E402
 
-__all__ = ["flow", "platforms_of_params", "publish_artifacts", "pull", "repro", "side_by_side", "unmapped"]
+__all__ = [
+    "failed_with",
+    "flow",
+    "platforms_of_params",
+    "publish_artifacts",
+    "pull",
+    "repro",
+    "side_by_side",
+    "unmapped",
+]
 
 MLFLOW_PAGES = os.environ.get("HSPI_MLFLOW_PAGES", "http://127.0.0.1:5000")
 _TRANSIENT = (
@@ -46,14 +56,19 @@ class StageFailed(HspiError):
     """A stage ended with an error of its own; trying again would fail again."""
 
 
-def _is_transient(task: Any, run: Any, state: Any) -> bool:
-    try:
-        state.result()
-    except OSError:
-        return True
-    except Exception:
+def failed_with(kind: type[Exception]) -> Callable[[Any, Any, Any], bool]:
+    """A task's retry condition: it ended with such an error."""
+
+    def holds(task: Any, run: Any, state: Any) -> bool:
+        try:
+            state.result()
+        except kind:
+            return True
+        except Exception:
+            return False
         return False
-    return False
+
+    return holds
 
 
 def _dvc(*arguments: str) -> None:
@@ -77,7 +92,7 @@ _io: dict[str, Any] = {
     "cache_policy": NO_CACHE,
     "retries": 20,
     "retry_delay_seconds": 3,
-    "retry_condition_fn": _is_transient,
+    "retry_condition_fn": failed_with(OSError),
 }
 
 

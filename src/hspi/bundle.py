@@ -93,11 +93,15 @@ class Bundle:
             alpha=alpha,
             claim=claim,
         )
-        found = replace(found, any_plan=any(p.id == claim and p.engine == ENGINE for p in self._platforms(seen.model)))
+        found = replace(found, any_plan=self.any_plan(seen.model, claim))
         if found.answer == UNKNOWN:
             return found
         best = int(scores.best[0, families.names.index(found.answer)])
         return replace(found, nearest=classes.name(best), plan=families.plans[best])
+
+    def any_plan(self, model: str, claim: str | None) -> bool:
+        """Whether the claim is a virtual GPU's, of which no library holds every kernel plan."""
+        return any(p.id == claim and p.engine == ENGINE for p in self._platforms(model))
 
     def families(self, model: str) -> Families:
         """What verdicts on this model tell apart."""

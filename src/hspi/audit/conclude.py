@@ -13,7 +13,6 @@ from hspi.audit.material import Material, Probe
 from hspi.audit.plan import Plan
 from hspi.audit.scoring import Scorer
 from hspi.bundle import Observation
-from hspi.platforms.virtual_catalogue import ENGINE
 from hspi.verdict import UNKNOWN, Verdict
 
 STRETCH = 24  # answers in a row that are looked at alone, in search of a change of platform
@@ -197,7 +196,7 @@ def _outcome(
     if claimed is not None and claimed not in left:
         if not scorer.calibrated and not any(found.processes[-1][c] < FITS for c in left):
             return "inconclusive", f"no candidate answers so, {material.settings.claim} among them", UNKNOWN
-        if answer == UNKNOWN and _has_plans(scorer, material.settings.claim):
+        if answer == UNKNOWN and scorer.bundle.any_plan(scorer.model, material.settings.claim):
             why = f"{material.settings.claim} is excluded, and so is every kernel plan that is known: another may serve"
             return "inconclusive", why, UNKNOWN
         if scorer.hardly_differs(found.together(), claimed):
@@ -224,11 +223,6 @@ def _outcome(
     if claimed is None:
         return "identified", f"every other class is excluded, {answer} is not", answer
     return "consistent", f"the claim's class {answer} is not excluded, every other one is", answer
-
-
-def _has_plans(scorer: Scorer, claim: str | None) -> bool:
-    """Whether the claim is a virtual GPU's, of which no library holds every kernel plan."""
-    return any(p.id == claim and p.engine == ENGINE for p in scorer.data.platforms)
 
 
 def several(scorer: Scorer, found: Findings, alpha: float) -> list[str]:

@@ -82,12 +82,16 @@ class Replay(Scorer):
 
     def _pairs(self, observed: Placed, at: Rows, who: Rows) -> F32:
         """Features of each probe against each setting of the platforms `who`: (n, len(who), S, F)."""
+        return pair_features(self._statistics(observed, at, who).transpose(2, 0, 1, 3), self.k)
+
+    def _statistics(self, observed: Placed, at: Rows, who: Rows) -> F32:
+        """Pair statistics against each setting of the platforms `who`: (len(who), S, n, T)."""
         s, n = len(self.data.nuisances), len(at)
         shape = (len(who) * s, n, self.data.slots.shape[1])
         chosen = np.ix_(who, np.arange(s), at)  # one step: taking platforms first would copy the library
         theirs, ranks = self.data.logprobs[chosen].reshape(shape), self.data.rank[chosen].reshape(shape)
         found = pair_statistics(*observed, theirs, ranks, self.data.reference[at], self.k)
-        return pair_features(found.reshape(len(who), s, n, -1).transpose(2, 0, 1, 3), self.k)
+        return found.reshape(len(who), s, n, -1)
 
     def _without(self, pairs: F32, who: Rows, held: int) -> F32:
         """What the verifier reads, with setting `held` out of the library: (n, len(who), F)."""
@@ -121,12 +125,8 @@ class Replay(Scorer):
 
     def _distance(self, observed: Placed, at: Rows, who: Rows) -> float:
         """log10 of the squared distance to the nearest setting of these platforms, over all probes together."""
-        shape = (len(who) * self.present.shape[1], len(at), -1)
-        chosen = np.ix_(who, np.arange(self.present.shape[1]), at)
-        theirs, ranks = self.data.logprobs[chosen].reshape(shape), self.data.rank[chosen].reshape(shape)
-        found = pair_statistics(*observed, theirs, ranks, self.data.reference[at], self.k)
-        distance = pair_features(found.mean(axis=1), self.k)[:, 0]
-        return float(distance[self.present[who].ravel()].min())
+        distance = pair_features(self._statistics(observed, at, who).mean(axis=2), self.k)[..., 0]
+        return float(distance[self.present[who]].min())
 
 
 def own_without(data: Aligned, pool: Rows, k: int) -> F32:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -65,12 +66,7 @@ class BatchAdapter(ABC):
 
     def greedy(self, contexts: list[Context], new_tokens: int) -> npt.NDArray[np.int64]:
         """See `Adapter.greedy`. The whole context is read again for each token: no cache takes part."""
-        start = [len(c) for c in contexts]
-        grown = [np.asarray(c, dtype=np.int64) for c in contexts]
-        for _ in range(new_tokens):
-            chosen = self._last_logits(grown, 1)[:, 0].argmax(axis=-1)
-            grown = [np.append(c, t) for c, t in zip(grown, chosen, strict=True)]
-        return np.stack([c[n:] for c, n in zip(grown, start, strict=True)])
+        return continue_greedily(self._last_logits, contexts, new_tokens)
 
     def _last_logits(self, contexts: list[Context], positions: int) -> Logits:
         check_contexts(contexts, positions, self.vocab_size)
@@ -81,3 +77,14 @@ class BatchAdapter(ABC):
         last = lengths - longest + keep  # column just past each context's own last token
         columns = last[:, None] + np.arange(-positions, 0)
         return logits[np.arange(len(contexts))[:, None], columns]
+
+
+def continue_greedily(
+    scores: Callable[[list[Context], int], npt.NDArray[np.float32]], contexts: list[Context], new_tokens: int
+) -> npt.NDArray[np.int64]:
+    """Tokens that follow each context, int64 (B, new_tokens): the best by `scores(contexts, 1)`, one after another."""
+    grown = [np.asarray(c, dtype=np.int64) for c in contexts]
+    for _ in range(new_tokens):
+        chosen = scores(grown, 1)[:, 0].argmax(axis=-1)
+        grown = [np.append(c, t) for c, t in zip(grown, chosen, strict=True)]
+    return np.stack([g[len(c) :] for g, c in zip(grown, contexts, strict=True)])

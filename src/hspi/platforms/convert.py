@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,17 @@ def converted(kind: str, model_path: Path) -> Path:
     """Folder of the converted model; makes it when it is not there. Raises PlatformError when conversion fails."""
     versions = "-".join(metadata.version(name) for name in KINDS[kind])
     target = cache_folder() / weights_hash(model_path)[:16] / f"{kind}-{versions}"
+    return made_once(target, lambda unfinished: _convert_in_own_process(kind, model_path, unfinished))
+
+
+def made_once(target: Path, make: Callable[[Path], object]) -> Path:
+    """The folder `target`; where it is not there, `make` fills an unfinished one, which then takes its name."""
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=target.parent))
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        _convert_in_own_process(kind, model_path, unfinished)
+        make(unfinished)
         try:
             unfinished.rename(target)
         except OSError:  # another process finished first; its result is as good

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from hspi.client import shown_url
 from hspi.errors import ConfigError, EndpointError, PlatformError
 from hspi.platforms import environments, servers
-from hspi.platforms.batches import check_contexts
+from hspi.platforms.batches import check_contexts, continue_greedily
 from hspi.platforms.convert import cache_folder, weights_hash
 from hspi.platforms.record import Context, LogProbs, Platform
 
@@ -64,12 +64,7 @@ class EndpointAdapter:
 
     def greedy(self, contexts: list[Context], new_tokens: int) -> npt.NDArray[np.int64]:
         """See `Adapter.greedy`. The whole context is asked again for each token, as other engines are."""
-        start = [len(c) for c in contexts]
-        grown = [np.asarray(c, dtype=np.int64) for c in contexts]
-        for _ in range(new_tokens):
-            chosen = self.logprobs(grown, 1)[:, 0].argmax(axis=-1)
-            grown = [np.append(c, t) for c, t in zip(grown, chosen, strict=True)]
-        return np.stack([c[n:] for c, n in zip(grown, start, strict=True)])
+        return continue_greedily(self.logprobs, contexts, new_tokens)
 
     def facts(self) -> dict[str, str]:
         return dict(self._facts)

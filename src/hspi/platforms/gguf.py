@@ -9,13 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 from hspi.errors import ConfigError, ModelError, PlatformError
-from hspi.platforms.convert import cache_folder, weights_hash
+from hspi.platforms.convert import cache_folder, made_once, weights_hash
 
 FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0")
 SCRIPT = Path(__file__).parent / "apart" / "llama_convert.py"
@@ -38,19 +36,7 @@ def gguf_place(environment: Path, model_path: Path, kind: str) -> Path:
 def gguf_file(environment: Path, model_path: Path, kind: str) -> Path:
     """The weights at `model_path` as a GGUF file; makes it once. Raises PlatformError when conversion fails."""
     file = gguf_place(environment, model_path, kind)
-    if file.exists():
-        return file
-    file.parent.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".gguf-{kind}-", dir=file.parent.parent))
-    try:
-        _convert(environment, model_path, kind, unfinished / file.name)
-        try:
-            unfinished.rename(file.parent)
-        except OSError:  # another process finished first; its result is as good
-            if not file.exists():
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    made_once(file.parent, lambda unfinished: _convert(environment, model_path, kind, unfinished / file.name))
     return file
 
 
