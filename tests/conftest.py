@@ -95,6 +95,20 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
     yield tree
 
 
+@pytest.fixture
+def orchestrator(smoke: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The API of a Prefect server with a database and a work pool of this test's own, which the tree's tools speak to."""
+    port = str(free_port())
+    api = f"http://127.0.0.1:{port}/api"
+    own = {"PREFECT_API_URL": api, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    for name, value in own.items():
+        monkeypatch.setitem(smoke.environment, name, value)
+    with smoke.serving("prefect", "server", "start", "--host", "127.0.0.1", "--port", port, ready=f"{api}/health"):
+        smoke.run("prefect", "work-pool", "create", "--type", "process", "hspi-cpu")
+        yield api
+    assert not answers(f"{api}/health"), "the server ends with the test"
+
+
 @pytest.fixture(scope="session")
 def world() -> Any:
     """Synthetic platforms, see tests/synthetic.py."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT, Tree, answers, free_port
+from conftest import ROOT, Tree
 
 sys.path.insert(0, str(ROOT / "flows"))
 
@@ -96,22 +96,15 @@ def test_each_deployment_names_a_flow_that_is_there() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_a_deployment_runs_on_a_real_server_and_worker(smoke: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deployment_runs_on_a_real_server_and_worker(smoke: Tree, orchestrator: str) -> None:
     """One platform's signatures are gone; the deployed pipeline collects it, and all that follows, again."""
     platform = yaml.safe_load((smoke.path / "params.yaml").read_text())["platforms"][0]
     shutil.rmtree(smoke.path / "data" / "signatures" / platform)
-    port = str(free_port())
-    api = f"http://127.0.0.1:{port}/api"
-    monkeypatch.setitem(smoke.environment, "PREFECT_API_URL", api)
-    monkeypatch.setitem(smoke.environment, "PREFECT_WORKER_QUERY_SECONDS", "2")
-    with smoke.serving("prefect", "server", "start", "--host", "127.0.0.1", "--port", port, ready=f"{api}/health"):
-        smoke.run("prefect", "work-pool", "create", "--type", "process", "hspi-cpu")
-        smoke.run("prefect", "--no-prompt", "deploy", "--all")
-        with smoke.serving("prefect", "worker", "start", "--pool", "hspi-cpu", ready=f"{api}/health"):
-            shown = smoke.run("prefect", "deployment", "run", "pipeline/pipeline", "--watch")
-        artifacts = smoke.run("prefect", "artifact", "ls", "-o", "json")
+    smoke.run("prefect", "--no-prompt", "deploy", "--all")
+    with smoke.serving("prefect", "worker", "start", "--pool", "hspi-cpu", ready=f"{orchestrator}/health"):
+        shown = smoke.run("prefect", "deployment", "run", "pipeline/pipeline", "--watch")
+    artifacts = smoke.run("prefect", "artifact", "ls", "-o", "json")
     assert "prefect.flow-run.Completed" in shown
     assert {a["key"] for a in json.loads(artifacts)} >= {"pair-matrix", "metrics", "mlflow-run"}
     assert list((smoke.path / "data" / "signatures" / platform).rglob("*.parquet"))
     assert "up to date" in smoke.run("dvc", "status")
-    assert not answers(f"{api}/health"), "the server ends with the test"

@@ -45,28 +45,21 @@ def verb(tree: Tree, *words: str) -> tuple[int, dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_a_swapped_server_is_an_alert_an_event_and_a_second_audit(smoke: Tree, monkeypatch: Any) -> None:
-    port, prefect = free_port(), free_port()
-    url, api = f"http://127.0.0.1:{port}/v1", f"http://127.0.0.1:{prefect}/api"
+def test_a_swapped_server_is_an_alert_an_event_and_a_second_audit(smoke: Tree, orchestrator: str) -> None:
+    port, api = free_port(), orchestrator
+    url = f"http://127.0.0.1:{port}/v1"
     words = ("--base-url", url, "--model", "llama", "--weights", "llama", "--alpha", ALPHA)
     with served(smoke, "torch-bf16", port):
         code, first = verb(smoke, *words)
     assert (code, first["outcome"], first["answer"]) == (0, "identified", "torch-bf16")
 
-    for name, value in {"PREFECT_API_URL": api, "PREFECT_WORKER_QUERY_SECONDS": "1"}.items():
-        monkeypatch.setitem(smoke.environment, name, value)
-    ready = f"{api}/health"
-    with (
-        served(smoke, "torch-fp32", port),
-        smoke.serving("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(prefect), ready=ready),
-    ):
-        smoke.run("prefect", "work-pool", "create", "--type", "process", "hspi-cpu")
+    with served(smoke, "torch-fp32", port):
         smoke.run("prefect", "--no-prompt", "deploy", "-n", "audit", "-n", "monitor")
         smoke.run("python", "flows/automation.py")
         parameters = [f"base_url={url}", "model=llama", "weights=llama", f"alpha={ALPHA}"]
         asking = [word for p in parameters for word in ("--param", p)]
         smoke.run("prefect", "deployment", "run", "monitor/monitor", *asking)
-        with smoke.serving("prefect", "worker", "start", "--pool", "hspi-cpu", ready=ready):
+        with smoke.serving("prefect", "worker", "start", "--pool", "hspi-cpu", ready=f"{api}/health"):
 
             def ended(flow: str) -> Any:
                 runs = asked(f"{api}/flow_runs/filter", {"flows": {"name": {"any_": [flow]}}})
