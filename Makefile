@@ -78,12 +78,12 @@ demo: repro
 	hspi demo
 
 test: $(VENV)/.installed-dev data
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # ---------------------------------------------------------------- for those who carry on
 
 slow: $(VENV)/.installed-dev data
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 lint: $(VENV)/.installed-dev
 	ruff check && ruff format --check && mypy

@@ -97,7 +97,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
 
 @pytest.fixture
 def orchestrator(smoke: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The API of a Prefect server with a database and a work pool of this test's own, which the tree's tools speak to."""
+    """The API of a Prefect server with a database and work pool of this test's own, which the tree's tools speak to."""
     port = str(free_port())
     api = f"http://127.0.0.1:{port}/api"
     own = {"PREFECT_API_URL": api, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_WORKER_QUERY_SECONDS": "1"}
@@ -126,3 +126,11 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tracking.open_store(root):
         pass
     return root
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file share its fixtures, and all that use the small pipeline share that, in one worker."""
+    for item in items:
+        shared = "smoke" if "smoke" in getattr(item, "fixturenames", ()) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(shared))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,11 +22,13 @@ from hspi import probes, zoo
 from hspi.errors import DataError, HspiError, PlatformError
 from hspi.platforms import catalogue, machine
 from hspi.platforms.opening import import_engine, open_adapter
-from hspi.platforms.record import Adapter, Nuisance, Platform
+from hspi.platforms.record import Adapter, LogProbs, Nuisance, Platform
 from hspi.probes import ProbeSet, ProbeSpec
 from hspi.signatures import Header, Journal, read_header, signature_path, to_batch, top_k
 
 SKIPPED = "SKIPPED.json"  # stands where signatures would, on a machine that cannot make them
+HELD_SECONDS = 0.05  # of finished work that a kill may cost
+HELD_BYTES = 1 << 20  # more would leave the caches before it is read
 
 Tick = Callable[[int], object]
 Opener = Callable[[Platform, Path, int], Adapter]
@@ -56,17 +59,35 @@ def batches(size: int, nuisance: Nuisance) -> Iterator[np.ndarray]:
 
 
 def collect_one(adapter: Adapter, header: Header, probe_set: ProbeSet, path: Path, tick: Tick = lambda n: None) -> Path:
-    """Ask every probe that the journal does not hold yet, then write the finished signature. Returns its path."""
+    """Ask every probe that the journal does not hold yet, then write the finished signature. Returns its path.
+
+    Small answers are journalled together, `HELD_SECONDS` later at most: after each single one our own work would drive
+    the engine's out of the caches, and cost more there than it takes itself.
+    """
     spec = probe_set.spec
+    held: list[tuple[np.ndarray, LogProbs]] = []
+
+    def record() -> None:
+        if held:
+            ids, answers = held[0] if len(held) == 1 else map(np.concatenate, zip(*held, strict=True))
+            held.clear()
+            journal.append(to_batch(journal.schema, ids, spec.length, *top_k(answers, spec.top_k)))
+            tick(len(ids))
+
     with Journal(path, header) as journal:
         tick(len(journal.done))
-        for ids in batches(spec.size, header.nuisance):
-            if journal.done.issuperset(ids.tolist()):
-                continue
-            logprobs = adapter.logprobs([probe_set.contexts[i] for i in ids], spec.positions)
-            best, values = top_k(logprobs, spec.top_k)
-            journal.append(to_batch(journal.schema, ids, spec.length, best, values))
-            tick(len(ids))
+        recorded = time.monotonic()
+        try:
+            for ids in batches(spec.size, header.nuisance):
+                if journal.done.issuperset(ids.tolist()):
+                    continue
+                held.append((ids, adapter.logprobs([probe_set.contexts[i] for i in ids], spec.positions)))
+                size = sum(answers.nbytes for _, answers in held)
+                if size > HELD_BYTES or time.monotonic() - recorded > HELD_SECONDS:
+                    record()
+                    recorded = time.monotonic()
+        finally:
+            record()
         return journal.finish()
 
 

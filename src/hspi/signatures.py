@@ -117,13 +117,10 @@ def top_k(logprobs: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.int
     """
     if not 1 <= k <= logprobs.shape[-1]:
         raise DataError(f"`1 <= top_k <= vocabulary` must hold, but got top_k={k}, vocabulary={logprobs.shape[-1]}")
-    if not (logprobs < np.inf).all():
-        raise DataError("log-probabilities must be finite, but some are not")
     rows = np.ascontiguousarray(logprobs, dtype=np.float32).reshape(-1, logprobs.shape[-1])
-    ids = np.empty((len(rows), k), np.int32)
-    for start in range(0, len(rows), _CACHED_ROWS):
-        part = rows[start : start + _CACHED_ROWS]
-        ids[start : start + _CACHED_ROWS] = _best_first(part, k)
+    if not rows.max(initial=-np.inf) < np.inf:
+        raise DataError("log-probabilities must be finite, but some are not")
+    ids = _best_first(rows, k)
     values = np.take_along_axis(rows, ids, axis=-1)
     if not np.isfinite(values[:, -1]).all():
         raise DataError(f"{k} finite log-probabilities must come for each context, but some got fewer")
@@ -134,17 +131,33 @@ _CACHED_ROWS = 16  # at a time, so that their keys stay in cache
 
 
 def _best_first(rows: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int32]:
-    """Ids of the k largest values of each row, ties by the lower id: one sort of keys (value, id), largest first.
+    """Ids of the k largest values of each row, ties by the lower id: the k least of keys (bits of the value, id).
 
-    A float's bits, read as an integer, grow with its magnitude: down the order where it is negative, as almost every
-    log-probability is, and up where it is not, so those are turned round.
+    One buffer holds the keys of all blocks: fresh ones would be pages that the system gives and takes back each time.
     """
-    rows = rows + np.float32(0)  # -0 is no less than 0
-    turned = rows.view(np.uint32) ^ (~(rows.view(np.int32) >> 31)).view(np.uint32) & np.uint32(0x7FFFFFFF)
-    keys = turned.astype(np.uint64) << np.uint64(32)
-    keys |= np.arange(rows.shape[-1], dtype=np.uint64)
-    best = np.sort(np.partition(keys, k - 1, axis=-1)[:, :k], axis=-1)
-    return (best & np.uint64(0xFFFFFFFF)).astype(np.int32)
+    n, vocab = rows.shape
+    order, tokens = _falling(rows), np.arange(vocab, dtype=np.uint64)
+    keys = np.empty((min(n, _CACHED_ROWS), vocab), np.uint64)
+    best = np.empty((n, k), np.int32)
+    for start in range(0, n, _CACHED_ROWS):
+        part = order[start : start + _CACHED_ROWS]
+        own = keys[: len(part)]
+        own[...] = part
+        np.left_shift(own, np.uint64(32), out=own)
+        np.bitwise_or(own, tokens, out=own)
+        own.partition(k - 1, axis=-1)
+        best[start : start + len(part)] = np.sort(own[:, :k], axis=-1).astype(np.uint32)
+    return best
+
+
+def _falling(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    """Integers in the opposite order of the values. The bits of negative floats, read as integers, are that already;
+    where one is not negative those are turned round, with -0 no less than 0.
+    """
+    if rows.max(initial=-np.inf) < 0:
+        return rows.view(np.uint32)
+    rows = rows + np.float32(0)
+    return rows.view(np.uint32) ^ (~(rows.view(np.int32) >> 31)).view(np.uint32) & np.uint32(0x7FFFFFFF)
 
 
 def to_batch(

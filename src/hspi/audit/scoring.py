@@ -7,8 +7,10 @@ level of evidence decides: `verified` asks the pair verifier, `agreement` counts
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -120,14 +122,17 @@ class Scorer(ABC):
         """What each platform scores on the calibration probes as itself: (VIEWS, C, S, n)."""
         at = self.calibrate_on
         out = np.full((VIEWS, *self.present.shape, len(at)), np.nan, np.float32)
-        hypotheses = list(zip(*np.nonzero(self.present), strict=True))
-        parts = []
-        for i, held in hypotheses:
+
+        def fill(i: int) -> None:
+            settings = np.flatnonzero(self.present[i]).tolist()
             who = np.concatenate([[i], self.rivals[i]])
-            parts.append(self.features(self.own(i, held, at), at, who, [held])[0])
-        for (i, held), margin in zip(hypotheses, self.margin(np.stack(parts)), strict=True):
-            out[0, i, held] = margin[:, 0]
-            out[1, i, held] = margin[:, 0] - margin[:, 1:].max(axis=1)
+            rows = [self.features(self.own(i, held, at), at, who, [held])[0] for held in settings]
+            margin = self.margin(np.stack(rows))
+            out[0, i, settings] = margin[..., 0]
+            out[1, i, settings] = margin[..., 0] - margin[..., 1:].max(axis=-1)
+
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # kernels and trees hold no lock
+            list(pool.map(fill, np.flatnonzero(self.present.any(axis=1)).tolist()))
         return self._only_hypotheses(out)
 
     # ------------------------------------------------------------ evidence
