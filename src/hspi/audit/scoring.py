@@ -71,6 +71,11 @@ class Scorer(ABC):
     def features(self, observed: Any, at: Rows, who: Rows, held: Sequence[int]) -> F32:
         """Of each probe beside each platform of `who`, its setting `held` left out: (len(held), n, len(who), F)."""
 
+    def itself(self, platform: int, who: Rows, held: Sequence[int]) -> F32:
+        """The same of a platform's own answers to the calibration probes, each setting beside a library without it."""
+        at = self.calibrate_on
+        return np.stack([self.features(self.own(platform, s, at), at, who, [s])[0] for s in held])
+
     @abstractmethod
     def margin(self, rows: F32) -> F32:
         """The score for features, the higher the likelier: (…, F) → (…)."""
@@ -120,14 +125,12 @@ class Scorer(ABC):
 
     def _calibrate(self) -> F32:
         """What each platform scores on the calibration probes as itself: (VIEWS, C, S, n)."""
-        at = self.calibrate_on
-        out = np.full((VIEWS, *self.present.shape, len(at)), np.nan, np.float32)
+        out = np.full((VIEWS, *self.present.shape, len(self.calibrate_on)), np.nan, np.float32)
 
         def fill(i: int) -> None:
             settings = np.flatnonzero(self.present[i]).tolist()
             who = np.concatenate([[i], self.rivals[i]])
-            rows = [self.features(self.own(i, held, at), at, who, [held])[0] for held in settings]
-            margin = self.margin(np.stack(rows))
+            margin = self.margin(self.itself(i, who, settings))
             out[0, i, settings] = margin[..., 0]
             out[1, i, settings] = margin[..., 0] - margin[..., 1:].max(axis=-1)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -18,7 +20,7 @@ import numpy.typing as npt
 from hspi.audit.scoring import VIEWS, Rows, Scorer
 from hspi.bundle import Bundle, Observation
 from hspi.evidence.aligned import Aligned, place
-from hspi.evidence.replay import F32, candidate_features, pair_features, pair_statistics, self_features
+from hspi.evidence.replay import F32, T, candidate_features, pair_features, pair_statistics, self_features
 from hspi.reference import read_array, write_array
 from hspi.splits import ProbeSplit, split_probes
 
@@ -77,28 +79,34 @@ class Replay(Scorer):
         return self.data.logprobs[platform, setting, at], self.data.rank[platform, setting, at]
 
     def features(self, observed: Placed, at: Rows, who: Rows, held: Sequence[int]) -> F32:
-        pairs = self._pairs(observed, at, who)
-        return np.stack([self._without(pairs, who, setting) for setting in held])
+        pairs = pair_features(self._statistics([observed], at, who).transpose(0, 3, 1, 2, 4), self.k)
+        return self._without(pairs, who, held)
 
-    def _pairs(self, observed: Placed, at: Rows, who: Rows) -> F32:
-        """Features of each probe against each setting of the platforms `who`: (n, len(who), S, F)."""
-        return pair_features(self._statistics(observed, at, who).transpose(2, 0, 1, 3), self.k)
+    def itself(self, platform: int, who: Rows, held: Sequence[int]) -> F32:
+        at = self.calibrate_on
+        found = self._statistics([self.own(platform, setting, at) for setting in held], at, who)
+        return self._without(pair_features(found.transpose(0, 3, 1, 2, 4), self.k), who, held)
 
-    def _statistics(self, observed: Placed, at: Rows, who: Rows) -> F32:
-        """Pair statistics against each setting of the platforms `who`: (len(who), S, n, T)."""
+    def _statistics(self, observed: Sequence[Placed], at: Rows, who: Rows) -> F32:
+        """Pair statistics of each against each setting of the platforms `who`: (len(observed), len(who), S, n, T)."""
         s, n = len(self.data.nuisances), len(at)
         shape = (len(who) * s, n, self.data.slots.shape[1])
         chosen = np.ix_(who, np.arange(s), at)  # one step: taking platforms first would copy the library
         theirs, ranks = self.data.logprobs[chosen].reshape(shape), self.data.rank[chosen].reshape(shape)
-        found = pair_statistics(*observed, theirs, ranks, self.data.reference[at], self.k)
-        return found.reshape(len(who), s, n, -1)
+        found = [pair_statistics(*one, theirs, ranks, self.data.reference[at], self.k) for one in observed]
+        return np.stack(found).reshape(len(observed), len(who), s, n, -1)
 
-    def _without(self, pairs: F32, who: Rows, held: int) -> F32:
-        """What the verifier reads, with setting `held` out of the library: (n, len(who), F)."""
-        usable = self.present[who]
-        usable[:, held] = False
-        features = candidate_features(pairs, usable, self._own[held, who])
-        tail = np.broadcast_to(np.array([0.0, self.k], np.float32), (*features.shape[:2], 2))
+    def _without(self, pairs: F32, who: Rows, held: Sequence[int]) -> F32:
+        """What the verifier reads where one setting after another is out of the library: (len(held), n, len(who), F).
+
+        pairs: features against each setting, (1, n, len(who), S, F) for all of `held` or one for each of them.
+        """
+        usable = np.repeat(self.present[None, who], len(held), axis=0)
+        usable[np.arange(len(held)), :, held] = False
+        own = self._own[np.asarray(held)[:, None], who]
+        pairs = np.broadcast_to(pairs, (len(held), *pairs.shape[1:]))
+        features = candidate_features(pairs, usable[:, None], own[:, None])
+        tail = np.broadcast_to(np.array([0.0, self.k], np.float32), (*features.shape[:-1], 2))
         return np.concatenate([features, tail], axis=-1)
 
     def margin(self, rows: F32) -> F32:
@@ -125,7 +133,7 @@ class Replay(Scorer):
 
     def _distance(self, observed: Placed, at: Rows, who: Rows) -> float:
         """log10 of the squared distance to the nearest setting of these platforms, over all probes together."""
-        distance = pair_features(self._statistics(observed, at, who).mean(axis=2), self.k)[..., 0]
+        distance = pair_features(self._statistics([observed], at, who)[0].mean(axis=2), self.k)[..., 0]
         return float(distance[self.present[who]].min())
 
 
@@ -133,14 +141,15 @@ def own_without(data: Aligned, pool: Rows, k: int) -> F32:
     """How far each platform is from itself on the probes of `pool`, without one setting after another: (S, C, 4)."""
     c, s = data.present.shape
     part = data.on_probes(pool)
-    found = np.stack(
-        [
-            pair_statistics(part.logprobs[i, a], part.rank[i, a], part.logprobs[i], part.rank[i], part.reference, k)
-            for i in range(c)
-            for a in range(s)
-        ]
-    )
-    statistics = found.reshape(c, s, *found.shape[1:])
+    statistics = np.empty((c, s, s, len(pool), T), np.float32)
+
+    def fill(i: int) -> None:
+        own = part.logprobs[i], part.rank[i]
+        for a in range(s):
+            statistics[i, a] = pair_statistics(own[0][a], own[1][a], *own, part.reference, k)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as workers:  # the kernel holds no lock
+        list(workers.map(fill, range(c)))
     out = []
     for held in range(s):
         usable = data.present.copy()
