@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import ROOT
 from hspi import report
 from hspi.errors import DataError
 from hspi.evidence.aligned import Aligned
@@ -154,6 +155,24 @@ def test_the_page_says_what_was_held_out_and_what_is_not_real(page: Page) -> Non
     for words in ("held out", "capped", "emulated", "Held-out model", "HSPI-LD", "chance"):
         assert words in page.text
     assert "emulated-mxint8 ○" in page.text and "torch-fp32-avx2 ◐" in page.text
+
+
+def test_virtual_gpus_are_emulated_and_silicon_is_unverified(made_up: Path, tmp_path: Path) -> None:
+    inputs = made_up / "tables", made_up / "metrics.json", None
+    *_, path = report.build(*inputs, tmp_path, ROOT / "docs" / "virtual-gpus.json")
+    page = Page(path.read_text("utf-8"))
+    found = json.loads((ROOT / "docs" / "virtual-gpus.json").read_text("utf-8"))
+    for words in ("Virtual GPUs, emulated", "Silicon: unverified", "Never claimed apart", "T4, A100, A40"):
+        assert words in page.text, words
+    for where in found["plan_search"]:
+        assert f"{where}: another plan for each product" in page.text
+
+
+def test_figures_of_virtual_gpus_must_be_whole(made_up: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text('{"silicon": "unverified", "accuracy": []}')
+    with pytest.raises(DataError, match=r"bad\.json must hold figures of virtual GPUs, but: KeyError"):
+        report.build(made_up / "tables", made_up / "metrics.json", None, tmp_path / "out", tmp_path / "bad.json")
+    assert not (tmp_path / "out").exists()
 
 
 def test_targets_are_judged(page: Page) -> None:

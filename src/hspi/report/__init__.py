@@ -10,20 +10,24 @@ from hspi.report.read import read_metrics
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
-def build(tables: Path, metrics: Path, features: Path | None, out: Path) -> list[Path]:
+def build(
+    tables: Path, metrics: Path, features: Path | None, out: Path, virtual_gpus: Path | None = None
+) -> list[Path]:
     """Write OUT/figures/*.png and OUT/report.html from the evaluation's tables and metrics. Returns the files.
 
     tables: folder of CSVs, metrics: flat JSON, both as `hspi evaluate` writes them; features: what `hspi featurize`
-    wrote, for the pictures of residuals and the records of platforms, or None to go without. A picture whose table is
-    not there is left out. Raises DataError if a file is not what it must be; then nothing is written.
+    wrote, for the pictures of residuals and the records of platforms, or None to go without; virtual_gpus: what
+    benchmarks/bench_virtual_gpus.py wrote, or None. A picture whose table is not there is left out. Raises DataError
+    if a file is not what it must be; then nothing is written.
     """
     from hspi.report.figures import draw
     from hspi.report.page import render
     from hspi.report.read import read
+    from hspi.report.virtual import section
 
     evaluation = read(Path(tables), Path(metrics), features)
     pictures = draw(evaluation)
-    html = render(evaluation, pictures)
+    html = render(evaluation, pictures, [] if virtual_gpus is None else [section(virtual_gpus)])
     out = Path(out)
     paths = [_put(out / "figures" / f"{p.name}.png", p.png) for p in pictures]
     return [*paths, _put(out / "report.html", html.encode())]

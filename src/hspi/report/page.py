@@ -61,8 +61,11 @@ CAPTIONS = {
 }
 
 
-def render(evaluation: Evaluation, pictures: Sequence[Picture]) -> str:
-    """The whole page as text."""
+Section = tuple[str, str, str]  # anchor, title, HTML
+
+
+def render(evaluation: Evaluation, pictures: Sequence[Picture], more: Sequence[Section] = ()) -> str:
+    """The whole page as text; `more` sections stand before the methods."""
     shown = {p.name: p for p in pictures}
     sections = [
         ("figures", "Headline figures", _headlines(evaluation)),
@@ -73,6 +76,7 @@ def render(evaluation: Evaluation, pictures: Sequence[Picture]) -> str:
         ("trust", "Whether a stated probability can be believed", _figures(shown, "reliability", narrow=True)),
         ("residuals", "What it rests on", _figures(shown, "residuals_one_probe", "residual_sizes")),
         ("factors", "What a wrong answer still gets right", _figures(shown, "by_factor")),
+        *more,
         ("method", "How it was measured", METHOD),
     ]
     sections = [s for s in sections if s[2]]
