@@ -232,7 +232,7 @@ def main() -> None:
     p.add_argument("--search", type=int, default=1, help="observations of each class and kind to search plans for")
     p.add_argument("--search-probes", type=int, default=32)
     p.add_argument("--detector", type=Path, help="folder of a trained detector, such as models/detector, to judge with")
-    p.add_argument("--learn", type=int, default=64, help="books run for each class before the first search")
+    p.add_argument("--learn", type=int, default=256, help="books run for each class before the first search")
     p.add_argument("--cache", type=Path, help="folder in which runs are kept, for a search that was stopped")
     p.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     p.add_argument("--out", type=Path, default=Path("reports"))

@@ -148,9 +148,9 @@ def search(
     architectures: Sequence[str],
     plans: Sequence[str] = tuple(PLANS),
     *,
-    learn: int = 64,
-    rounds: int = 5,
-    tries: int = 3,
+    learn: int = 256,
+    rounds: int = 10,
+    tries: int = 6,
 ) -> list[Explanation]:
     """The best explanation of each architecture, nearest first.
 
