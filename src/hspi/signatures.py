@@ -118,8 +118,6 @@ def top_k(logprobs: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.int
     if not 1 <= k <= logprobs.shape[-1]:
         raise DataError(f"`1 <= top_k <= vocabulary` must hold, but got top_k={k}, vocabulary={logprobs.shape[-1]}")
     rows = np.ascontiguousarray(logprobs, dtype=np.float32).reshape(-1, logprobs.shape[-1])
-    if not rows.max(initial=-np.inf) < np.inf:
-        raise DataError("log-probabilities must be finite, but some are not")
     ids = _best_first(rows, k)
     values = np.take_along_axis(rows, ids, axis=-1)
     if not np.isfinite(values[:, -1]).all():
@@ -152,10 +150,13 @@ def _best_first(rows: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int32]:
 
 def _falling(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
     """Integers in the opposite order of the values. The bits of negative floats, read as integers, are that already;
-    where one is not negative those are turned round, with -0 no less than 0.
+    where one is not negative those are turned round, with -0 no less than 0. Raises DataError at a NaN or +inf.
     """
-    if rows.max(initial=-np.inf) < 0:
+    highest = rows.max(initial=-np.inf)
+    if highest < 0:
         return rows.view(np.uint32)
+    if not highest < np.inf:
+        raise DataError("log-probabilities must be finite, but some are not")
     rows = rows + np.float32(0)
     return rows.view(np.uint32) ^ (~(rows.view(np.int32) >> 31)).view(np.uint32) & np.uint32(0x7FFFFFFF)
 

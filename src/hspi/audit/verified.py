@@ -79,13 +79,11 @@ class Replay(Scorer):
         return self.data.logprobs[platform, setting, at], self.data.rank[platform, setting, at]
 
     def features(self, observed: Placed, at: Rows, who: Rows, held: Sequence[int]) -> F32:
-        pairs = pair_features(self._statistics([observed], at, who).transpose(0, 3, 1, 2, 4), self.k)
-        return self._without(pairs, who, held)
+        return self._without(self._statistics([observed], at, who), who, held)
 
     def itself(self, platform: int, who: Rows, held: Sequence[int]) -> F32:
         at = self.calibrate_on
-        found = self._statistics([self.own(platform, setting, at) for setting in held], at, who)
-        return self._without(pair_features(found.transpose(0, 3, 1, 2, 4), self.k), who, held)
+        return self._without(self._statistics([self.own(platform, s, at) for s in held], at, who), who, held)
 
     def _statistics(self, observed: Sequence[Placed], at: Rows, who: Rows) -> F32:
         """Pair statistics of each against each setting of the platforms `who`: (len(observed), len(who), S, n, T)."""
@@ -96,14 +94,15 @@ class Replay(Scorer):
         found = [pair_statistics(*one, theirs, ranks, self.data.reference[at], self.k) for one in observed]
         return np.stack(found).reshape(len(observed), len(who), s, n, -1)
 
-    def _without(self, pairs: F32, who: Rows, held: Sequence[int]) -> F32:
+    def _without(self, statistics: F32, who: Rows, held: Sequence[int]) -> F32:
         """What the verifier reads where one setting after another is out of the library: (len(held), n, len(who), F).
 
-        pairs: features against each setting, (1, n, len(who), S, F) for all of `held` or one for each of them.
+        statistics: of one observation for all of `held`, or of one for each of them.
         """
         usable = np.repeat(self.present[None, who], len(held), axis=0)
         usable[np.arange(len(held)), :, held] = False
         own = self._own[np.asarray(held)[:, None], who]
+        pairs = pair_features(statistics.transpose(0, 3, 1, 2, 4), self.k)
         pairs = np.broadcast_to(pairs, (len(held), *pairs.shape[1:]))
         features = candidate_features(pairs, usable[:, None], own[:, None])
         tail = np.broadcast_to(np.array([0.0, self.k], np.float32), (*features.shape[:-1], 2))
