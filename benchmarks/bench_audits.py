@@ -97,7 +97,7 @@ class World:
     def bundle(self) -> Bundle:
         """The detector, with the store's signatures and no others as candidates."""
         full = judging.load_bundle(None)
-        bare = Bundle(full.verifier, full.family, full.calibration, {}, {})
+        bare = Bundle(full.verifier, full.number_format, full.calibration, {}, {})
         kinds = ("store", "emulated")
         return candidates.gather(bare, self.ref, kinds, self.params, self.store, self.cache, lambda line: None)[0]
 

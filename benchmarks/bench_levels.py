@@ -19,15 +19,14 @@ import numpy as np
 
 from hspi import featurize, zoo
 from hspi.audit.agreement import Agreement, Rounded, Symbols, Text
-from hspi.audit.formats import BITS, BLOCKS, PROBES, Formats, formats_of
+from hspi.audit.formats import PROBES
 from hspi.bundle import Bundle
 from hspi.detectors.calibration import Calibration
 from hspi.detectors.classifiers import Boosted
-from hspi.evaluation.single import SingleBench
+from hspi.detectors.number_format import BITS, BLOCKS, Formats, NumberFormat, SampleBench, format_of
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
 from hspi.evidence.explained import explained_statistics
-from hspi.platforms.families import format_family
 
 ALPHA, K, ORDERS, DRAWS = 0.01, 20, 2, 3
 
@@ -49,8 +48,9 @@ def sequential(data: Aligned, classes: Classes, seed: int, held: int, counts: di
     part = replace(data, nuisances=[data.nuisances[s] for s in kept], **arrays)
     whole, less = ({data.model: d} for d in (data, part))
     trees = Boosted()
-    bundles = [Bundle(trees, trees, Calibration(), library, {data.model: classes}) for library in (whole, less)]
-    family = [format_family(p) for p in data.platforms]
+    none = trees, NumberFormat(trees), Calibration()
+    bundles = [Bundle(*none, library, {data.model: classes}) for library in (whole, less)]
+    family = [format_of(p) for p in data.platforms]
     label, rng = np.asarray(classes.label), np.random.default_rng(0)
     for (name, full), (_, scorer) in zip(*(scorers(b, data.model, seed) for b in bundles), strict=True):
         pool = np.asarray([i for i in scorer.split.test if scorer.asks(int(i))])
@@ -65,21 +65,21 @@ def sequential(data: Aligned, classes: Classes, seed: int, held: int, counts: di
                     counts[name].update({kind: 1, f"{kind} apart": int(out[c])})
 
 
-def residual(benches: list[SingleBench], drop_platforms: bool) -> tuple[Counter[str], dict[tuple[str, str], list[int]]]:
+def residual(benches: list[SampleBench], drop_platforms: bool) -> tuple[Counter[str], dict[tuple[str, str], list[int]]]:
     counts: Counter[str] = Counter()
     excluded: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
-    formats = sorted({f for b in benches for f in b.families})
+    formats = sorted({f for b in benches for f in b.formats})
     for held, bench in enumerate(benches):
         others = [b for i, b in enumerate(benches) if i != held]
-        family = None if drop_platforms else fitted(others, None)
+        of_all = None if drop_platforms else fitted(others, None)
         for i, platform in enumerate(bench.data.platform_ids()):
-            model = family or fitted(others, platform)
+            model = of_all or fitted(others, platform)
             for setting in np.flatnonzero(bench.data.present[i]):
                 found = explained_statistics(bench.data, i, int(setting), K)
                 rng = np.random.default_rng(int(setting))
                 for _ in range(DRAWS):
-                    told = formats_of(model, found[rng.permutation(len(found))[:PROBES]])
-                    count(told, bench.families[i], formats, counts, excluded)
+                    told = model.of_statistics(found[rng.permutation(len(found))[:PROBES]])
+                    count(told, bench.formats[i], formats, counts, excluded)
     return counts, excluded
 
 
@@ -94,15 +94,15 @@ def count(
             excluded[truth, claimed][1] += 1
 
 
-def fitted(benches: list[SingleBench], without: str | None) -> Boosted:
+def fitted(benches: list[SampleBench], without: str | None) -> NumberFormat:
     xs, ys = [], []
     for i, b in enumerate(benches):
-        names = [f"{f} {p}" for f, p in zip(b.families, b.data.platform_ids(), strict=True)]
+        names = [f"{f} {p}" for f, p in zip(b.formats, b.data.platform_ids(), strict=True)]
         x, y, _ = b.training("residual", names, list(range(len(b.data.nuisances))), i)
         keep = np.asarray([without is None or name.split()[1] != without for name in y])
         xs.append(x[keep])
         ys.append([name.split()[0] for name in y[keep]])
-    return Boosted().fit(np.concatenate(xs), np.concatenate(ys))
+    return NumberFormat(Boosted().fit(np.concatenate(xs), np.concatenate(ys)))
 
 
 def main(features: str, seed: int, platforms: bool) -> None:
@@ -113,7 +113,7 @@ def main(features: str, seed: int, platforms: bool) -> None:
     for name, c in counts.items():
         apart = ", ".join(f"{k} {c[f'{k} apart'] / max(c[k], 1):.3f}" for k in ("other format", "same format"))
         print(f"{name:14} {c['alarms']} false alarms in {c['audits']} audits; classes told apart: {apart}")
-    benches = [SingleBench(data, classes, seed) for data, classes in loaded]
+    benches = [SampleBench(data, classes, seed) for data, classes in loaded]
     for drop in [False, True] if platforms else [False]:
         c, excluded = residual(benches, drop)
         print(

@@ -18,12 +18,13 @@ from typing import TypeVar
 import numpy as np
 
 from hspi.audit.verified import Replay
-from hspi.bundle import Bundle, Observation
+from hspi.bundle import Bundle
 from hspi.detectors.calibration import Calibration
 from hspi.detectors.classifiers import Boosted
 from hspi.detectors.verifier import VERIFIER_FEATURES
 from hspi.evidence.aligned import SLOTS, Aligned
 from hspi.evidence.equivalence import Classes
+from hspi.evidence.observation import Observation
 from hspi.platforms.record import Platform
 
 T = TypeVar("T")

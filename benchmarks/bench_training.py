@@ -17,9 +17,10 @@ from timing import CLOCKS, Row, parser, show
 
 from hspi import params, zoo
 from hspi.detectors.classifiers import Boosted, HspiLd
+from hspi.detectors.number_format import SampleBench
 from hspi.detectors.training import Bench, fit_verifier
+from hspi.evaluation.paper import WORDS, PaperBench
 from hspi.evaluation.replay import score_samples
-from hspi.evaluation.single import WORDS, PaperBench, SingleBench
 from hspi.evidence.aligned import Aligned
 from hspi.featurize import classify, load, signatures_of
 
@@ -74,8 +75,8 @@ def compare(args: Namespace) -> list[Row]:
         return Result(made + fitted, scored / len(x), macro(right, y))
 
     def residual() -> Result:
-        made, bench = clocked(now, lambda: SingleBench(data, classes, seed))
-        assert isinstance(bench, SingleBench)
+        made, bench = clocked(now, lambda: SampleBench(data, classes, seed))
+        assert isinstance(bench, SampleBench)
         x, y, _ = bench.training("residual", bench.names, list(range(last)), 0)
         fitted, detector = clocked(now, lambda: Boosted().fit(x, y))
         x, y, *_ = bench.test("residual", bench.names, [last], 0)

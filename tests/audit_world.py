@@ -13,6 +13,7 @@ import numpy as np
 
 from hspi.audit.material import Material, Probe, Settings, slim
 from hspi.bundle import Bundle
+from hspi.detectors.number_format import NumberFormat
 from hspi.detectors.training import Bench, calibrate, fit_verifier
 from hspi.evidence.aligned import align
 from hspi.featurize import classify
@@ -91,7 +92,8 @@ def bundle() -> Bundle:
     classes = classify(data, SEED, 20)
     bench = Bench.of(data, classes, SEED, (20, 5))
     verifier = fit_verifier([bench])
-    return slim(Bundle(verifier, verifier, calibrate(verifier, [bench]), {"toy": data}, {"toy": classes}), "toy")
+    levels = calibrate(verifier, [bench])
+    return slim(Bundle(verifier, NumberFormat(verifier), levels, {"toy": data}, {"toy": classes}), "toy")
 
 
 def probe(i: int) -> Probe:

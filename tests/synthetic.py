@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from hspi.bundle import Bundle
 from hspi.detectors.classifiers import Boosted
+from hspi.detectors.number_format import NumberFormat, SampleBench
 from hspi.detectors.training import Bench, calibrate, fit_verifier
-from hspi.evaluation.single import SingleBench
 from hspi.evidence.aligned import SLOTS, Aligned, align
 from hspi.evidence.equivalence import Classes
 from hspi.featurize import classify
@@ -121,8 +121,7 @@ def trained(world: World, without: Sequence[str] = ()) -> Bundle:
     trees = {"n_estimators": 40, "max_depth": 4}
     benches = [Bench.of(d, c, SEED) for d, c in world.features]
     verifier = fit_verifier(benches, parameters=trees, dropped=without)
-    singles = [SingleBench(d, c, SEED) for d, c in world.features]
-    rows = [s.training("residual", s.families, [0, 1, 2, 3], i) for i, s in enumerate(singles)]
-    family = Boosted(n_estimators=20, max_depth=3).fit(*(np.concatenate([r[i] for r in rows]) for i in (0, 1)))
+    singles = [SampleBench(d, c, SEED) for d, c in world.features]
+    formats = NumberFormat(Boosted(n_estimators=20, max_depth=3)).fit(singles)
     library = {d.model: d for d, _ in world.features}
-    return Bundle(verifier, family, calibrate(verifier, benches), library, {c.model: c for _, c in world.features})
+    return Bundle(verifier, formats, calibrate(verifier, benches), library, {c.model: c for _, c in world.features})

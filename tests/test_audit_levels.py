@@ -17,9 +17,9 @@ from conftest import Tree, free_port
 from hspi import zoo
 from hspi.audit.agreement import NEAR_TIE, Rounded, Symbols, Text, near_ties
 from hspi.audit.format_verdict import FEWEST, said_of
-from hspi.audit.formats import Formats
-from hspi.bundle import Observation
 from hspi.cli import main
+from hspi.detectors.number_format import Formats
+from hspi.evidence.observation import Observation
 from hspi.signatures import top_k
 from lessening import Lessening
 

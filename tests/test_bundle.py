@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import synthetic
-from hspi.bundle import Bundle, Observation, own_distances
+from hspi.bundle import Bundle, own_distances
 from hspi.detectors.calibration import Calibration
 from hspi.detectors.training import Bench, fit_verifier
 from hspi.detectors.verifier import VERIFIER_FEATURES, class_scores, score, tabulate, training_rows
 from hspi.errors import DataError, UnknownName
+from hspi.evidence.observation import Observation
 from hspi.verdict import UNKNOWN
 from synthetic import PATTERNS, SEED, World
 
@@ -236,7 +237,7 @@ def test_an_observation_comes_from_a_signature(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("platform", ["bf16-b", "fp32-a", "int8-a"])
 def test_the_number_format_comes_from_residuals(bundle: Bundle, platform: str) -> None:
-    posterior = bundle.number_format(observe(bundle, platform, "one"))
+    posterior = bundle.formats(observe(bundle, platform, "one"))
     assert sum(posterior.values()) == pytest.approx(1, abs=1e-5)
     assert max(posterior, key=lambda f: posterior[f]) == PATTERNS[platform][0]
 
@@ -265,7 +266,7 @@ def test_a_saved_bundle_gives_the_same_scores_and_holds_no_pickle(bundle: Bundle
         seen = observe(bundle, "bf16-b", model, n=8)
         assert again.scores(seen).tobytes() == bundle.scores(seen).tobytes()
         assert again.judge(seen, claim="fp32-a") == bundle.judge(seen, claim="fp32-a")
-        assert again.number_format(seen) == bundle.number_format(seen)
+        assert again.formats(seen) == bundle.formats(seen)
 
 
 def test_a_folder_without_a_detector_is_a_data_error_and_is_left_alone(bundle: Bundle, tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import pytest
 
 import synthetic
 from hspi import reference, zoo
-from hspi.bundle import Bundle, Observation
+from hspi.bundle import Bundle
 from hspi.detectors.families import Families, family_name
 from hspi.errors import DataError
 from hspi.evidence.aligned import align
 from hspi.evidence.equivalence import Classes
+from hspi.evidence.observation import Observation
 from hspi.featurize import classify
 from hspi.platforms import get, open_adapter
 from hspi.platforms.record import Nuisance

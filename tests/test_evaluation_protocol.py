@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import synthetic
+from hspi.detectors.number_format import SampleBench
 from hspi.detectors.training import Bench, fit_verifier
 from hspi.evaluation import protocol
+from hspi.evaluation.paper import PaperBench
 from hspi.evaluation.replay import ReplayReport, _held_out_platform, _joint_classes, pooled, score_samples
-from hspi.evaluation.single import PaperBench, SingleBench
 from hspi.evidence.aligned import align
 from hspi.featurize import classify
 from hspi.pairs import pair_metrics
@@ -205,27 +206,25 @@ def test_a_platform_that_one_model_lacks_is_no_obstacle(world: World) -> None:
 # ---------------------------------------------------------------- detectors of one observation
 
 
-def spoilt(bench: SingleBench, probes: Any, setting: int) -> SingleBench:
+def spoilt(bench: SampleBench, probes: Any, setting: int) -> SampleBench:
     """The same bench, whose statistics of these probes and of this setting are garbage."""
     statistics = bench.statistics.copy()
     statistics[:, :, probes] = 1e9
     statistics[:, setting] = 1e9
-    other = SingleBench.__new__(SingleBench)
+    other = SampleBench.__new__(SampleBench)
     other.__dict__.update(bench.__dict__, statistics=statistics)
     return other
 
 
 @pytest.mark.parametrize("level", ["residual", "distribution"])
 def test_single_benches_train_and_test_on_other_probes_and_settings(world: World, level: str) -> None:
-    bench = SingleBench(*world.features[0], SEED)
-    x, y, _ = bench.training(level, bench.families, [0, 1, 2], 0)
-    np.testing.assert_array_equal(
-        spoilt(bench, bench.split.test, 3).training(level, bench.families, [0, 1, 2], 0)[0], x
-    )
+    bench = SampleBench(*world.features[0], SEED)
+    x, y, _ = bench.training(level, bench.formats, [0, 1, 2], 0)
+    np.testing.assert_array_equal(spoilt(bench, bench.split.test, 3).training(level, bench.formats, [0, 1, 2], 0)[0], x)
     assert set(y) == {"bf16", "fp32", "int8"} and np.isfinite(x).any(axis=1).all()
-    x, _, block, per_partition = bench.test(level, bench.families, [3], 0)
+    x, _, block, per_partition = bench.test(level, bench.formats, [3], 0)
     trained = np.concatenate([bench.split.fit, bench.split.calibrate])
-    np.testing.assert_array_equal(spoilt(bench, trained, 0).test(level, bench.families, [3], 0)[0], x)
+    np.testing.assert_array_equal(spoilt(bench, trained, 0).test(level, bench.formats, [3], 0)[0], x)
     assert len(x) == 6 * 8 and per_partition == 1 and block.max() == 7
 
 

@@ -32,7 +32,7 @@ def test_a_bundle_that_learned_nothing_scores_below_one_that_learned(world: Worl
 
 def test_a_bundle_of_other_features_is_one_clear_line(world: World, tmp_path: Path) -> None:
     good = synthetic.trained(world)
-    replace(good, verifier=good.family).save(tmp_path / "other")
+    replace(good, verifier=good.number_format.trees).save(tmp_path / "other")
     present = rescore.benches_of(world.features[:1], SEED)
     with pytest.raises(DataError, match="features of this version"):
         rescore.score_bundle(tmp_path / "other", present)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hspi import zoo
+from hspi.detectors.number_format import format_of
 from hspi.errors import DataError
 from hspi.evidence.aligned import SLOTS, Aligned
 from hspi.evidence.explained import (
@@ -23,7 +24,6 @@ from hspi.evidence.explained import (
     grid_distance,
 )
 from hspi.hypotheses import HYPOTHESES, NAMES, cached_predictions, normal_quantiles, predicted, rounded
-from hspi.platforms.families import format_family
 from hspi.platforms.quantized import linear_layers, round_float8, round_mx
 from hspi.platforms.record import Platform
 from hspi.reference import normaliser
@@ -208,7 +208,7 @@ def test_nf4_has_the_values_of_the_paper() -> None:
 
 def test_families_name_what_rounds() -> None:
     def family(**values: str) -> str:
-        return format_family(Platform("x", "pytorch", **values))  # type: ignore[arg-type]
+        return format_of(Platform("x", "pytorch", **values))  # type: ignore[arg-type]
 
     assert family() == "fp32" and family(dtype="bf16") == "bf16"
     assert family(quantization="int8") == family(quantization="int8-weights", dtype="bf16") == "int8"

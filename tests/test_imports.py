@@ -28,15 +28,20 @@ def room(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(path: Path) -> list[str]:
-    """Every dotted module that a file imports at run time, late imports included."""
-    tree = ast.parse(path.read_text("utf-8"))
-    typing_only = {
+def in_checking_of_types(tree: ast.Module) -> set[int]:
+    """Nodes below `if TYPE_CHECKING:`, by id."""
+    return {
         id(inner)
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
         for inner in ast.walk(node)
     }
+
+
+def imports(path: Path) -> list[str]:
+    """Every dotted module that a file imports at run time, late imports included."""
+    tree = ast.parse(path.read_text("utf-8"))
+    typing_only = in_checking_of_types(tree)
     found: list[str] = []
     for node in ast.walk(tree):
         if id(node) in typing_only:

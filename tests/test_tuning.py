@@ -15,8 +15,8 @@ import optuna
 import pytest
 
 from hspi import tuning
+from hspi.detectors.number_format import SampleBench, training_tables
 from hspi.detectors.training import TRAINING_SIZES, Bench
-from hspi.evaluation.single import SingleBench
 from synthetic import SEED, World
 
 Inputs = tuple[list[Bench], list[Any]]
@@ -24,8 +24,7 @@ Inputs = tuple[list[Bench], list[Any]]
 
 def inputs(world: World) -> Inputs:
     benches = [Bench.of(d, c, SEED) for d, c in world.features[:1]]
-    singles = [SingleBench(d, c, SEED) for d, c in world.features]
-    return benches, [s.training("residual", s.families, [0, 1, 2, 3], i)[:2] for i, s in enumerate(singles)]
+    return benches, training_tables([SampleBench(d, c, SEED) for d, c in world.features])
 
 
 @pytest.fixture(scope="module")

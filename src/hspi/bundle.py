@@ -8,27 +8,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hspi.detectors.calibration import Calibration
 from hspi.detectors.classifiers import Boosted
 from hspi.detectors.families import Families
+from hspi.detectors.number_format import NumberFormat
 from hspi.detectors.training import OWN_SAMPLES
 from hspi.detectors.verifier import Comparisons, class_scores, self_scores
 from hspi.errors import DataError, UnknownName
-from hspi.evidence.aligned import SLOTS, Aligned, place
+from hspi.evidence.aligned import Aligned, place
 from hspi.evidence.equivalence import Classes
-from hspi.evidence.explained import explained_statistics, family_features
+from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32, candidate_features, pair_features, pair_statistics, self_features
 from hspi.platforms.record import Platform
 from hspi.platforms.virtual_catalogue import ENGINE
-from hspi.signatures import Signature
 from hspi.splits import draw
 from hspi.verdict import UNKNOWN, Verdict, decide
 
@@ -36,40 +35,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What somebody answered: one row for each probe. ids int32 and logprobs float32 (n, k), most likely first.
-
-    weights_hash and probe_hashes (by set) say with which model and to which probes, where that is known.
-    """
-
-    model: str
-    probes: list[tuple[str, int]]
-    ids: npt.NDArray[np.int32]
-    logprobs: F32
-    weights_hash: str = ""
-    probe_hashes: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, signature: Signature, top_k: int) -> Observation:
-        last = signature.last_position()
-        probes = [(signature.header.probe_set, int(i)) for i in last.probe_id]
-        h = signature.header
-        k = min(top_k, h.top_k, SLOTS)
-        answers = last.topk_ids[:, :k], last.topk_logprobs[:, :k]
-        return cls(h.model, probes, *answers, h.weights_hash, {h.probe_set: h.probe_hash})
-
-    def take(self, rows: Sequence[int]) -> Observation:
-        at = list(rows)
-        return replace(self, probes=[self.probes[i] for i in at], ids=self.ids[at], logprobs=self.logprobs[at])
-
-
 @dataclass(slots=True)
 class Bundle:
-    """verifier: pairs; family: number format from residuals; library and classes: by model."""
+    """verifier: pairs; number_format: from residuals; library and classes: by model."""
 
     verifier: Boosted
-    family: Boosted
+    number_format: NumberFormat
     calibration: Calibration
     library: dict[str, Aligned]
     classes: dict[str, Classes]
@@ -130,15 +101,11 @@ class Bundle:
         tail = np.broadcast_to(np.array([np.log2(len(at)), k], np.float32), (c, 2))
         return self.verifier.margin(np.concatenate([features, tail], axis=1)).astype(np.float32)
 
-    def number_format(self, seen: Observation) -> dict[str, float]:
-        """Posterior of the number-format family from residuals alone: {family: probability}."""
+    def formats(self, seen: Observation) -> dict[str, float]:
+        """Posterior of the number format from residuals alone: {format: probability}."""
         data = self.library[seen.model]
-        at = self._rows(data, seen)
-        logprobs, rank = place(data.slots[at], seen.ids, seen.logprobs)
-        one = data.on_probes(np.asarray(at))
-        one = one.with_observation(logprobs, rank, seen.logprobs)
-        x = family_features(explained_statistics(one, 0, 0, seen.ids.shape[1]).mean(axis=0, keepdims=True))
-        return dict(zip(self.family.classes_.tolist(), self.family.predict_proba(x)[0].tolist(), strict=True))
+        self._rows(data, seen)  # refuses what is no answer to these probes
+        return self.number_format.posterior(data, seen)
 
     def _classes(self, model: str) -> Classes:
         if model not in self.classes:
@@ -203,7 +170,7 @@ class Bundle:
                 np.stack([np.asarray(v, np.float32) for v in part["topk_logprobs"]]),
             )
             verdict = self.judge(seen)
-            formats = self.number_format(seen)
+            formats = self.formats(seen)
             rows.append(
                 {
                     "sample": sample,
@@ -249,7 +216,7 @@ class Bundle:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         self.verifier.save(fresh / "verifier")
-        self.family.save(fresh / "family")
+        self.number_format.save(fresh / "family")
         (fresh / "calibration.json").write_text(self.calibration.to_json(), "utf-8")
         classes = [c.to_dict() for c in self.classes.values()]
         (fresh / "classes.json").write_text(json.dumps(classes), "utf-8")
@@ -269,7 +236,7 @@ class Bundle:
         classes = [Classes.from_dict(dict(r)) for r in rows]
         return cls(
             Boosted.load(folder / "verifier"),
-            Boosted.load(folder / "family"),
+            NumberFormat.load(folder / "family"),
             Calibration.read(folder / "calibration.json"),
             {c.model: Aligned.load(folder / "library" / f"{Path(c.model).name}.safetensors") for c in classes},
             {c.model: c for c in classes},

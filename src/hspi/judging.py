@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from hspi import params, stages
-from hspi.bundle import Bundle, Observation
+from hspi.bundle import Bundle
 from hspi.errors import DataError, PlatformError
+from hspi.evidence.observation import Observation
 from hspi.platforms import catalogue, machine
 from hspi.signatures import read_signature
 from hspi.verdict import Verdict

@@ -9,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hspi import featurize as features_of
 from hspi import zoo
 from hspi.errors import DataError
@@ -56,15 +54,13 @@ def featurize(p: Params, step: Step) -> list[Path]:
 
 def tune(p: Params, step: Step) -> dict[str, Any]:
     from hspi import tracking, tuning
+    from hspi.detectors.number_format import SampleBench, training_tables
     from hspi.detectors.training import Bench
-    from hspi.evaluation.single import SingleBench
 
     loaded = features_of.load(FEATURES)
     seed = p.evaluation.seed
     benches = [Bench.of(d, c, seed, TOP_KS) for d, c in loaded]
-    singles = [SingleBench(d, c, seed) for d, c in loaded]
-    settings = list(range(len(loaded[0][0].nuisances)))
-    tables = [s.training("residual", s.families, settings, i)[:2] for i, s in enumerate(singles)]
+    tables = training_tables([SampleBench(d, c, seed) for d, c in loaded])
 
     def on_trial(name: str, trial: Any) -> None:
         step(f"{name} trial {trial.number}")
@@ -111,8 +107,8 @@ def train(p: Params, step: Step) -> dict[str, Any]:
     from hspi import tracking
     from hspi.bundle import Bundle
     from hspi.detectors.classifiers import Boosted
+    from hspi.detectors.number_format import NumberFormat, SampleBench
     from hspi.detectors.training import Bench, calibrate, fit_verifier
-    from hspi.evaluation.single import SingleBench
 
     loaded, best = features_of.load(FEATURES), best_parameters()
     seed = p.evaluation.seed
@@ -122,13 +118,9 @@ def train(p: Params, step: Step) -> dict[str, Any]:
     verifier = fit_verifier(benches, parameters=best["verifier"])
     calibration = calibrate(verifier, benches)
     step("number formats")
-    singles = [SingleBench(d, c, seed) for d, c in loaded]
-    settings = list(range(len(loaded[0][0].nuisances)))
-    rows = [s.training("residual", s.families, settings, i) for i, s in enumerate(singles)]
-    family = Boosted(**best["classifier"]).fit(
-        np.concatenate([r[0] for r in rows]), np.concatenate([r[1] for r in rows])
-    )
-    bundle = Bundle(verifier, family, calibration, {d.model: d for d, _ in loaded}, {c.model: c for _, c in loaded})
+    number_format = NumberFormat(Boosted(**best["classifier"])).fit([SampleBench(d, c, seed) for d, c in loaded])
+    library, classes = {d.model: d for d, _ in loaded}, {c.model: c for _, c in loaded}
+    bundle = Bundle(verifier, number_format, calibration, library, classes)
     bundle.save(BUNDLE)
     step("MLflow")
     return tracking.log_training(

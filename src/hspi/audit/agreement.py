@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from hspi.audit.scoring import Rows, Scorer
 from hspi.audit.sequential import Martingales, SimpleMixture
-from hspi.bundle import Bundle, Observation
+from hspi.bundle import Bundle
 from hspi.evidence.aligned import Aligned, place
+from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32
 from hspi.splits import split_probes
 

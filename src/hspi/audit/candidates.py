@@ -67,7 +67,7 @@ def gather(
     if library is None and not more:
         hint = "" if "local" in kinds else ": --candidates local,store makes those that this machine can run"
         say(f"no signatures of {name!r} are known{hint}")
-        return Bundle(bundle.verifier, bundle.family, bundle.calibration, {}, {}), name
+        return Bundle(bundle.verifier, bundle.number_format, bundle.calibration, {}, {}), name
     if more:
         bundle = with_library(bundle, ref, name, more, p, cache / "reference", library)
     bundle = as_served(bundle, name, p)
@@ -195,7 +195,7 @@ def joined(first: Aligned, second: Aligned) -> Aligned:
 def replace_library(bundle: Bundle, data: Aligned, classes: Classes) -> Bundle:
     return Bundle(
         bundle.verifier,
-        bundle.family,
+        bundle.number_format,
         bundle.calibration,
         {**bundle.library, data.model: data},
         {**bundle.classes, data.model: classes},

@@ -12,7 +12,7 @@ from hspi.audit.answers import Answer
 from hspi.audit.material import Material, Probe
 from hspi.audit.plan import Plan
 from hspi.audit.scoring import Scorer
-from hspi.bundle import Observation
+from hspi.evidence.observation import Observation
 from hspi.verdict import UNKNOWN, Verdict
 
 STRETCH = 24  # answers in a row that are looked at alone, in search of a change of platform

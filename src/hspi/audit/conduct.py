@@ -23,11 +23,11 @@ from hspi.audit.material import Material, Probe, write_json
 from hspi.audit.plan import Plan, make_plan
 from hspi.audit.records import Records, check_seal, is_sealed, seal
 from hspi.audit.scoring import Evidence, Scorer
-from hspi.bundle import Observation
 from hspi.client import Endpoint, Invalid, Question
 from hspi.errors import ConfigError, DataError
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
+from hspi.evidence.observation import Observation
 
 AFTER_CONTRADICTION = 16  # answers more, in the hope of naming what serves instead
 AT_LEAST = 24  # answers before a class may be named, so that what is in no library has time to show

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from hspi.audit.conclude import EXACT, Conclusion, Findings, conclusion, inconclusive
-from hspi.audit.formats import BLOCKS, Formats, lean, tell
 from hspi.audit.material import Material
 from hspi.audit.plan import Plan
+from hspi.detectors.number_format import BLOCKS, Formats, format_of, lean
 from hspi.evidence.aligned import Aligned
 from hspi.platforms import catalogue
-from hspi.platforms.families import format_family
 
 FEWEST = 8 * BLOCKS  # answers
 SIGNATURES = "signatures of these weights in this form (--candidates local,store), which tell platforms apart"
@@ -24,7 +23,7 @@ def conclude_formats(material: Material, plan: Plan, found: Findings, reference:
     seen = found.together()
     if reference is None:
         return inconclusive(material, plan, found, f"no detector is trained on this level; {lean(seen)}", EXACT)
-    told = tell(material.bundle, reference, seen)
+    told = material.bundle.number_format.tell(reference, seen)
     claimed = claimed_format(material)
     outcome, why = said_of(told, claimed, material.settings.claim)
     factors = {"number format": [str(claimed), str(told.found)]} if outcome == "contradicted" else {}
@@ -47,7 +46,7 @@ def claimed_format(material: Material) -> str | None:
         return s.claim_format
     library = material.bundle.library.get(s.model)
     known = {} if library is None else {p.id: p for p in library.platforms}
-    return format_family(known.get(s.claim) or catalogue.get(s.claim))
+    return format_of(known.get(s.claim) or catalogue.get(s.claim))
 
 
 def said_of(told: Formats, claimed: str | None, platform: str | None) -> tuple[str, str]:

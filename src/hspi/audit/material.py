@@ -152,7 +152,7 @@ def _warm_up(pool: npt.NDArray[np.int64], every: Sequence[Probe], data: Aligned 
 
 def check_claim(settings: Settings, bundle: Bundle) -> None:
     """Raises ConfigError for a claim that neither a candidate nor, without candidates, the catalogue knows."""
-    formats = [str(f) for f in bundle.family.classes_]
+    formats = bundle.number_format.formats
     if settings.claim_format is not None and settings.claim_format not in formats:
         raise ConfigError(f"a claimed format must be one of {', '.join(formats)}, but got {settings.claim_format!r}")
     if settings.claim is None:
@@ -172,11 +172,11 @@ def slim(bundle: Bundle, model: str) -> Bundle:
     own = {name: levels for name, levels in c.own_scores.items() if name.startswith(f"{model}/")}
     calibration = replace(c, own_scores=own)
     if model not in bundle.library:
-        return Bundle(bundle.verifier, bundle.family, calibration, {}, {})
+        return Bundle(bundle.verifier, bundle.number_format, calibration, {}, {})
     data = bundle.library[model]
     first = np.ascontiguousarray(data.raw[..., :1])  # says which settings were collected
     lean: Aligned = replace(data, raw=first, predicted=None)  # type: ignore[arg-type]
-    return Bundle(bundle.verifier, bundle.family, calibration, {model: lean}, {model: bundle.classes[model]})
+    return Bundle(bundle.verifier, bundle.number_format, calibration, {model: lean}, {model: bundle.classes[model]})
 
 
 def save(material: Material, folder: Path) -> None:

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.audit.sequential import Martingales, log_mean
-from hspi.bundle import Bundle, Observation
+from hspi.bundle import Bundle
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
+from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32
 from hspi.splits import ProbeSplit
 

@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.audit.scoring import VIEWS, Rows, Scorer
-from hspi.bundle import Bundle, Observation
+from hspi.bundle import Bundle
 from hspi.evidence.aligned import Aligned, place
+from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32, T, candidate_features, pair_features, pair_statistics, self_features
 from hspi.reference import read_array, write_array
 from hspi.splits import ProbeSplit, split_probes

@@ -74,6 +74,14 @@ def macro_accuracy(
     return Accuracy(value, min(float(low), w_low), max(float(high), w_high), chance, len(right), tokens)
 
 
+def mean_of(parts: Sequence[Accuracy]) -> Accuracy:
+    """Mean of accuracies measured on disjoint data; the interval is the mean of the intervals, which is wider."""
+    value, low, high, chance = (
+        float(np.mean([getattr(p, f) for p in parts])) for f in ("value", "ci_low", "ci_high", "chance")
+    )
+    return Accuracy(value, low, high, chance, sum(p.samples for p in parts), parts[0].tokens)
+
+
 def pair_accuracies(scores: npt.NDArray[np.float32], truth: Ints) -> npt.NDArray[np.float64]:
     """How well each pair of classes is told apart, the others not being offered: symmetric (K, K), NaN on the diagonal.
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from hspi.detectors.number_format import SampleBench
 from hspi.detectors.training import Bench
+from hspi.evaluation.formats import evaluate_formats
 from hspi.evaluation.measures import Accuracy
+from hspi.evaluation.paper import PaperBench, evaluate_paper
 from hspi.evaluation.replay import ReplayReport, evaluate_replay
-from hspi.evaluation.single import PaperBench, SingleBench, evaluate_paper, evaluate_single
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
 from hspi.signatures import Signature
@@ -37,8 +39,8 @@ def evaluate(
     benches = [Bench.of(data, classes, seed) for data, classes in features]
     report = evaluate_replay(benches, parameters.get("verifier", {}), step)
     del benches
-    single = [SingleBench(data, classes, seed) for data, classes in features]
-    report.accuracies |= evaluate_single(single, parameters.get("classifier", {}), step)
+    single = [SampleBench(data, classes, seed) for data, classes in features]
+    report.accuracies |= evaluate_formats(single, parameters.get("classifier", {}), step)
     papers = [PaperBench(signatures_of(data.model), classes, seed) for data, classes in features]
     report.accuracies |= evaluate_paper(papers, step)
     report.add("classes", _class_rows(features))
