@@ -42,7 +42,7 @@ def test_one_candidate_is_too_few() -> None:
 
 def test_rivals_are_of_other_classes() -> None:
     classes = world.bundle().classes["toy"]
-    rivals = nearest_rivals(classes)
+    rivals = nearest_rivals(classes.separation, classes.label)
     for i, row in enumerate(rivals):
         assert all(classes.label[r] != classes.label[i] for r in row)
 

@@ -21,24 +21,25 @@ import pytest
 import audit_world as world
 from hspi.audit import conduct, records
 from hspi.audit.candidates import replace_library
-from hspi.audit.conclude import Conclusion
-from hspi.audit.material import Material
+from hspi.audit.material import Material, write_json
 from hspi.client import Endpoint, Retry
 from hspi.errors import ConfigError, DataError, EndpointError
 from hspi.platforms.catalogue import get
 from hspi.platforms.record import Platform
+from hspi.verdict import Verdict
 from misbehaving import LASTING, MOMENTARY, Misbehaving, serving
 
+GOLDEN = Path(__file__).parent / "golden" / "audits"
 KEY = "sk-never-to-be-seen"
 QUICK = Retry(attempts=10, answers=5, first=0.001, longest=0.02)
 
 
-def audit(server: Misbehaving, folder: Path, claim: str | None = "bf16", **more: int) -> Conclusion:
+def audit(server: Misbehaving, folder: Path, claim: str | None = "bf16", **more: int) -> Verdict:
     return run(world.material(server.url, claim, **more), server, folder)
 
 
-def run(made: Material, server: Misbehaving, folder: Path) -> Conclusion:
-    async def inside() -> Conclusion | None:
+def run(made: Material, server: Misbehaving, folder: Path) -> Verdict:
+    async def inside() -> Verdict | None:
         opened = conduct.open_folder(folder, lambda: made, made.settings)
         endpoint = Endpoint(server.url, KEY, made.settings.window, QUICK, deadline=0.8, max_body=1 << 20)
         async with endpoint:
@@ -92,6 +93,28 @@ def test_a_virtual_gpu_is_not_contradicted_for_a_plan_that_nobody_knows(tmp_path
         lie = run(renamed(world.material(server.url, known.id), "bf16", known), server, tmp_path / "lie")
     assert (found.outcome, found.exit_code) == ("inconclusive", 3) and "plan" in found.why
     assert (lie.outcome, lie.answer) == ("contradicted", "int8")
+
+
+def test_an_honest_virtual_gpu_is_consistent_whatever_its_plan_and_a_false_claim_of_one_falls(tmp_path: Path) -> None:
+    """Over HTTP, with its own signatures in the library: verdicts name a family by all its plans, and so do claims."""
+
+    def material(url: str, claim: str) -> Material:
+        made = world.material(url, claim)
+        for old, new in (("bf16", "a100-bf16-k1"), ("bf16-eager", "a100-bf16-k2"), ("int8", "h100-bf16-k1")):
+            made = renamed(made, old, get(f"vgpu-{new}"))
+        return made
+
+    family = "vgpu:ampere+ada:bf16"
+    with serving(Misbehaving("bf16")) as server:
+        for claim in ("vgpu-a100-bf16-k1", "vgpu-a100-bf16-k2", family):
+            true = run(material(server.url, claim), server, tmp_path / claim)
+            assert (true.outcome, true.exit_code, true.answer, true.plan) == ("consistent", 0, family, "k1")
+            assert true.members == ["vgpu-a100-bf16-k1", "vgpu-a100-bf16-k2"] and true.set_at == [family]
+        lie = run(material(server.url, "vgpu-h100-bf16-k1"), server, tmp_path / "lie")
+    assert (lie.outcome, lie.exit_code, lie.answer) == ("contradicted", 1, family)
+    assert lie.failed_factors == {"hardware": ["virtual H100", "virtual A100"]}
+    _, again = conduct.replay(tmp_path / family, lambda line: None)
+    assert again == true
 
 
 def renamed(made: Material, old: str, new: Platform) -> Material:
@@ -176,12 +199,12 @@ def test_false_alarms_over_honest_audits_stay_below_alpha(tmp_path: Path) -> Non
     from hspi.signatures import top_k
 
     scorer, alarms, audits = Replay.of(world.bundle(), "toy", 20, world.SEED), 0, 0
-    for label, name in enumerate(scorer.classes.platform_ids):
+    for label, name in enumerate(scorer.told.platform_ids):
         for setting in range(20, 28):
             probes = [p.id for p in world.material("http://h", seed=setting).probes]
             ids, values = top_k(world.answers(world.FORMULAS[name], setting)[probes], 20)
             seen = Observation("toy", [("tokens", i) for i in probes], ids, values)
-            log = scorer.processes(scorer.scores(seen))[scorer.classes.label[label]]
+            log = scorer.processes(scorer.scores(seen))[scorer.told.label[label]]
             alarms += log.max() >= 4.605
             audits += 1
     assert audits == 48 and alarms <= 2  # 0.48 expected at most
@@ -265,6 +288,27 @@ def test_a_bundle_scores_again_to_its_verdict_with_no_server(sealed: Path, tmp_p
     shutil.copytree(sealed, tmp_path / "moved")
     _, found = conduct.replay(tmp_path / "moved", lambda line: None)
     assert json.loads((sealed / "verdict.json").read_text()) == found.to_dict()
+
+
+@pytest.mark.parametrize("name", ["contradicted", "rounded", "text"])
+def test_an_audit_that_an_earlier_version_sealed_scores_to_its_verdict_still(name: str) -> None:
+    """Made at 5e62fb1 (2026-11-24) by `audit` of this file, with the detector of that version inside."""
+    folder = GOLDEN / name
+    _, found = conduct.replay(folder, lambda line: None)
+    sealed = json.loads((folder / "verdict.json").read_text())
+    assert sealed.pop("any_plan") is False, "a field that verdicts had then"
+    assert {k: v for k, v in found.to_dict().items() if k in sealed} == sealed
+
+
+def test_another_verdict_in_a_sealed_folder_is_refused(sealed: Path, tmp_path: Path) -> None:
+    """With a manifest to match: whoever seals a folder anew cannot put words into its verdict."""
+    shutil.copytree(sealed, tmp_path / "forged")
+    said = json.loads((tmp_path / "forged" / "verdict.json").read_text())
+    for name, value in (("outcome", "consistent"), ("answer", "fp32-other"), ("claim_p_value", 0.5)):
+        write_json(tmp_path / "forged" / "verdict.json", {**said, name: value})
+        records.seal(tmp_path / "forged")
+        with pytest.raises(DataError, match="verdict again"):
+            conduct.replay(tmp_path / "forged", lambda line: None)
 
 
 def test_one_changed_byte_is_refused_with_the_name_of_the_file(sealed: Path, tmp_path: Path) -> None:

@@ -56,14 +56,14 @@ def test_honest_platforms_are_hardly_ever_excluded_at_lesser_levels(kind: str) -
     else:
         scorer = Rounded(bundle, "toy", 20, world.SEED, int(kind[-1]), EVERY)
     rng = np.random.default_rng(0)
-    for label, name in enumerate(scorer.classes.platform_ids):
+    for label, name in enumerate(scorer.told.platform_ids):
         for setting in range(30, 38):
             at = [int(i) for i in rng.permutation(scorer.split.test) if scorer.asks(int(i))]
             ids, values = top_k(world.answers(world.FORMULAS[name], setting)[at], scorer.k)
             if kind != "text":
                 values = np.round(values.astype(float), int(kind[-1])).astype(np.float32)
             seen = Observation("toy", [("tokens", i) for i in at], ids, values)
-            alarms += scorer.processes(scorer.scores(seen))[scorer.classes.label[label]].max() >= -np.log(0.05)
+            alarms += scorer.processes(scorer.scores(seen))[scorer.told.label[label]].max() >= -np.log(0.05)
             audits += 1
     assert audits == 48 and alarms <= 5  # 2.4 expected at most
 
@@ -122,6 +122,23 @@ def audit(url: str, out: Path, *more: str, weights: str = "llama", code: int | N
     found: dict[str, Any] = json.loads(done.stdout)
     assert "level of evidence" in (out / "report.html").read_text("utf-8")
     return {**found, "told": done.stderr}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_honest_virtual_gpu_is_consistent_over_http(
+    smoke: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Served and collected by emulated matrix units; the detector was trained on real platforms alone."""
+    monkeypatch.chdir(smoke.path)
+    claim, port = "vgpu-a100-bf16-k1", free_port()
+    command = ["hspi", "serve", "--platform", claim, "--model", "llama", "--port", str(port)]
+    with smoke.serving(*command, ready=f"http://127.0.0.1:{port}/health"):
+        url, candidates = f"http://127.0.0.1:{port}/v1", ["--candidates", "local,store,emulated"]
+        found = audit(url, tmp_path / "true", "--claim", claim, *candidates, code=0)
+        lie = audit(url, tmp_path / "lie", "--claim", "torch-fp32", *candidates, code=1)
+    assert (found["outcome"], found["answer"], found["plan"]) == ("consistent", "vgpu:ampere+ada:bf16", "k1")
+    assert found["members"] == lie["members"] == [claim]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from hspi.platforms import get, open_adapter
 from hspi.platforms.record import Nuisance
 from hspi.platforms.virtual_catalogue import virtual
 from hspi.signatures import Header, Signature, top_k
-from hspi.verdict import UNKNOWN
+from hspi.verdict import UNKNOWN, decide
 from test_platforms_adapters import contexts, make_model
 
 PROBES, TOP_K = 24, 40
@@ -130,12 +130,17 @@ def test_a_claim_holds_whatever_the_plan_and_falls_for_another_arithmetic(bundle
 @pytest.mark.parametrize("gpu", ["A100", "H100"])
 def test_a_true_claim_never_falls_for_a_plan_that_no_candidate_has(bundle, adapter, gpu, plan):
     found = judged(bundle, adapter, virtual(gpu, "tf32", plan), claim=f"vgpu-{gpu.lower()}-tf32-k1")
-    assert found.any_plan and found.outcome != "contradicted"
+    assert found.outcome != "contradicted"
     assert found.answer in {NVIDIA_8 if gpu == "A100" else NVIDIA_9, UNKNOWN}
 
 
 def test_a_virtual_claim_falls_to_a_known_class_alone(bundle, adapter):
     known = judged(bundle, adapter, virtual("H100", "tf32", "k2"), claim="vgpu-a100-tf32-k2")
     assert known.outcome == "contradicted" and known.answer == NVIDIA_9
-    assert replace(known, answer=UNKNOWN).outcome == "inconclusive"
-    assert replace(known, answer=UNKNOWN, any_plan=False).outcome == "contradicted"
+    families = bundle.families("tiny")
+    far = decide(np.full(families.count, -50.0), families, bundle.calibration, probes=8, top_k=20, model="tiny",
+                 claim="vgpu-a100-tf32-k2")  # fmt: skip
+    assert (far.answer, far.outcome) == (UNKNOWN, "inconclusive")
+    closed = replace(families, open_ended=(False,) * families.count)
+    assert decide(np.full(families.count, -50.0), closed, bundle.calibration, probes=8, top_k=20, model="tiny",
+                  claim="vgpu-a100-tf32-k2").outcome == "contradicted"  # fmt: skip

@@ -9,18 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hspi.cli.judging import EXIT_CODES
 from hspi.detectors.calibration import Calibration, fit_temperature
+from hspi.detectors.families import Families
 from hspi.errors import DataError
-from hspi.verdict import UNKNOWN, Verdict, decide
+from hspi.verdict import EXITS, UNKNOWN, Verdict, decide
 
-NAMES, MEMBERS = ["a", "b", "c"], [["a", "a2"], ["b"], ["c"]]
+NAMES, MEMBERS = ("a", "b", "c"), (("a", "a2"), ("b",), ("c",))
+TOLD = Families((0, 1, 2), NAMES, MEMBERS, ("",) * 3, ("a", "a2", "b", "c"), (0, 0, 1, 2), (False,) * 3)
 KNOWN = Calibration({"8x20": list(np.linspace(2, 5, 199))}, temperature=1.0, unknown_logit=-1.0)
 
 
 def judged(scores: list[float], calibration: Calibration = KNOWN, **more: object) -> Verdict:
     common = {"probes": 8, "top_k": 20, "model": "m"}
-    return decide(np.array(scores), NAMES, MEMBERS, calibration, **{**common, **more})  # type: ignore[arg-type]
+    return decide(np.array(scores), TOLD, calibration, **{**common, **more})  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- p-values and sets
@@ -138,12 +139,12 @@ def test_two_that_fit_are_inconclusive() -> None:
 def test_claims(scores: list[float], claim: str, outcome: str) -> None:
     found = judged(scores, claim=claim)
     assert found.outcome == outcome == found.to_dict()["outcome"]
-    assert EXIT_CODES.get(outcome, 0) == {"consistent": 0, "contradicted": 1, "inconclusive": 3}[outcome]
+    assert found.exit_code == {"consistent": 0, "contradicted": 1, "inconclusive": 3}[outcome]
     assert (found.claim_p_value <= found.alpha) == (outcome == "contradicted")  # type: ignore[operator]
 
 
 def test_outcomes_without_a_claim_have_their_exit_codes() -> None:
-    assert [EXIT_CODES.get(o, 0) for o in ("identified", "unknown", "inconclusive")] == [0, 3, 3]
+    assert [EXITS[o] for o in ("identified", "unknown", "inconclusive")] == [0, 3, 3]
 
 
 def test_a_claim_that_is_no_candidate_is_an_error() -> None:

@@ -27,7 +27,6 @@ from hspi.evidence.equivalence import Classes
 from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32, candidate_features, pair_features, pair_statistics, self_features
 from hspi.platforms.record import Platform
-from hspi.platforms.virtual_catalogue import ENGINE
 from hspi.splits import draw
 from hspi.verdict import UNKNOWN, Verdict, decide
 
@@ -55,8 +54,7 @@ class Bundle:
         self._calibrate_joined(seen.model, len(seen.probes), seen.ids.shape[1])
         found = decide(
             scores.score[0],
-            list(families.names),
-            [list(m) for m in families.members],
+            families,
             self.calibration,
             probes=len(seen.probes),
             top_k=seen.ids.shape[1],
@@ -64,15 +62,10 @@ class Bundle:
             alpha=alpha,
             claim=claim,
         )
-        found = replace(found, any_plan=self.any_plan(seen.model, claim))
         if found.answer == UNKNOWN:
             return found
         best = int(scores.best[0, families.names.index(found.answer)])
         return replace(found, nearest=classes.name(best), plan=families.plans[best])
-
-    def any_plan(self, model: str, claim: str | None) -> bool:
-        """Whether the claim is a virtual GPU's, of which no library holds every kernel plan."""
-        return any(p.id == claim and p.engine == ENGINE for p in self._platforms(model))
 
     def families(self, model: str) -> Families:
         """What verdicts on this model tell apart."""

@@ -1,4 +1,4 @@
-"""Every error that hspi raises on purpose, and the exit code that the command line gives it.
+"""Every error that hspi raises on purpose, and the codes that a command ends with: of errors and of verdicts.
 
 HspiError                    70  anything of ours that has no better class
 ├── ConfigError               2  params.yaml, an option or an identifier is not usable
@@ -12,15 +12,28 @@ HspiError                    70  anything of ours that has no better class
 
 from __future__ import annotations
 
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """What a command ends with. 1 is never an error: it says that a claim is contradicted."""
+
+    DONE = 0  # or the claim is consistent, or the platform identified
+    CONTRADICTED = 1
+    MISUSED = 2  # usage, configuration or data; the command-line library's own code for it
+    UNDECIDED = 3  # inconclusive or unknown
+    ENDPOINT = 4
+    INTERNAL = 70
+
 
 class HspiError(Exception):
     """Base of the tree. The message is one line: what must hold, and what came."""
 
-    exit_code = 70
+    exit_code = Exit.INTERNAL
 
 
 class ConfigError(HspiError):
-    exit_code = 2
+    exit_code = Exit.MISUSED
 
 
 class UnknownName(ConfigError):
@@ -32,7 +45,7 @@ class UnknownName(ConfigError):
 
 
 class PlatformError(HspiError):
-    exit_code = 2
+    exit_code = Exit.MISUSED
 
 
 class MissingExtra(PlatformError):
@@ -45,12 +58,12 @@ class MissingExtra(PlatformError):
 
 
 class ModelError(HspiError):
-    exit_code = 2
+    exit_code = Exit.MISUSED
 
 
 class DataError(HspiError):
-    exit_code = 2
+    exit_code = Exit.MISUSED
 
 
 class EndpointError(HspiError):
-    exit_code = 4
+    exit_code = Exit.ENDPOINT

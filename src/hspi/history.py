@@ -15,8 +15,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from hspi.errors import DataError
-from hspi.verdict import UNKNOWN
+from hspi.errors import DataError, Exit
+from hspi.verdict import EXITS, UNKNOWN
 
 CONCLUSIVE = ("consistent", "identified", "contradicted", "unknown")
 FAILED = "failed"
@@ -68,12 +68,10 @@ class Entry:
         return self.prompt_tokens + self.output_tokens
 
     @property
-    def exit_code(self) -> int:
+    def exit_code(self) -> Exit:
         if self.outcome == FAILED:
-            return 4
-        if self.alert or self.outcome == "contradicted":
-            return 1
-        return 0 if self.outcome in ("consistent", "identified") else 3
+            return Exit.ENDPOINT
+        return Exit.CONTRADICTED if self.alert else EXITS[self.outcome]
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "fits": list(self.fits)}

@@ -129,8 +129,8 @@ def _concluded(entry: Entry, folder: Path, verdict: Mapping[str, Any]) -> tuple[
     from hspi.audit import material
 
     made = material.load(folder)
-    classes = made.bundle.classes.get(made.settings.model)
-    known = classes.platform_ids if classes else []
+    told = made.bundle.families(made.settings.model) if made.settings.model in made.bundle.classes else None
+    known = list(told.platform_ids) if told else []
     names = ("outcome", "answer", "why", "claim_p_value", "level", "cost")
     counts = ("requests", "prompt_tokens", "output_tokens", "unusable")
     said = {n: verdict.get(n) for n in names} | {n: verdict.get(n) or 0 for n in counts}
@@ -140,7 +140,7 @@ def _concluded(entry: Entry, folder: Path, verdict: Mapping[str, Any]) -> tuple[
         return replace(entry, answer=name, fits=(name,)), [f"number format {only}"]
     if not entry.conclusive:
         return entry, known
-    fits = [m for c in verdict["set_at"] for m in (classes.members_of(c) if classes else [c])]
+    fits = [m for c in verdict["set_at"] for m in (told.members_of(c) if told else [c])]
     return replace(entry, fits=tuple(fits)), known
 
 

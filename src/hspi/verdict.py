@@ -1,4 +1,4 @@
-"""From scores of candidates to a verdict: posterior over classes, the set at 1−α, the p-value of a claim.
+"""What is said in the end, of an endpoint and of a file alike, and how scores of candidates become it.
 
 The scores are log-odds that observation and candidate are one platform. They are calibrated on samples whose truth is
 known, under settings and probes that the detector was not fitted on.
@@ -6,110 +6,162 @@ known, under settings and probes that the detector was not fitted on.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from hspi.detectors.calibration import Calibration, Floats
-from hspi.errors import DataError
+from hspi.detectors.families import Families
+from hspi.errors import Exit
 
 UNKNOWN = "unknown"
+EXITS = {
+    "consistent": Exit.DONE,
+    "identified": Exit.DONE,
+    "contradicted": Exit.CONTRADICTED,
+    "inconclusive": Exit.UNDECIDED,
+    UNKNOWN: Exit.UNDECIDED,
+}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What is said in the end, with what it rests on. `answer` is the name of a class or of a virtual family, or
-    "unknown"; `nearest` the class that scored best in it, and `plan` a virtual GPU's kernel plan there ("" for others).
+    """outcome: consistent, contradicted or inconclusive (of the claim); without one identified, unknown or
+    inconclusive. why: a sentence, empty where the outcome says it all.
 
-    any_plan: the claim is a virtual GPU's. No library holds every kernel plan, so that such a claim falls to another
-    known class alone, and never for being unlike each plan that is known.
+    Classes are named alike everywhere: an equivalence class by its first member, the kernel plans of one arithmetic
+    family of virtual GPUs together by the family. `answer` is such a name or "unknown", `members` its platforms,
+    `nearest` the platform in it that scored best and `plan` a virtual GPU's kernel plan there ("" for others).
+
+    set_at: classes that are not excluded at level alpha. claim_p_value: of an audit the least level at which the claim
+    is excluded (1 / the highest E), at any time of stopping; of a file the conformal p-value. posterior: the
+    detector's, over all answers together. log10_e: the highest evidence against each class; formats: of the levels
+    that see a number format alone, the lowest posterior of each over blocks of answers.
     """
 
-    answer: str
-    members: list[str]
-    posterior: dict[str, float]
-    set_at: list[str]
+    outcome: str
+    why: str = ""
+    answer: str = UNKNOWN
+    members: list[str] = field(default_factory=list)
+    posterior: dict[str, float] = field(default_factory=dict)
+    set_at: list[str] = field(default_factory=list)
     alpha: float
-    claim: str | None
-    claim_p_value: float | None
+    claim: str | None = None
+    claim_p_value: float | None = None
     level: str
     probes: int
     top_k: int
     model: str
     nearest: str = ""
     plan: str = ""
-    any_plan: bool = False
+    log10_e: dict[str, float] = field(default_factory=dict)
+    failed_factors: dict[str, list[str]] = field(default_factory=dict)
+    not_told_apart: list[list[str]] = field(default_factory=list)
+    formats: dict[str, float] = field(default_factory=dict)
+    to_tell_more: str = ""
+    requests: int = 0
+    unusable: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cost: float | None = None
 
     @property
-    def outcome(self) -> str:
-        """consistent | contradicted | inconclusive (of the claim), or identified | unknown without one."""
-        if self.claim is None:
-            if self.answer == UNKNOWN:
-                return UNKNOWN
-            return "identified" if len(self.set_at) == 1 else "inconclusive"
-        assert self.claim_p_value is not None
-        if self.claim_p_value <= self.alpha:
-            return "inconclusive" if self.any_plan and self.answer == UNKNOWN else "contradicted"
-        return "consistent" if self.claim in self.members else "inconclusive"
+    def exit_code(self) -> Exit:
+        return EXITS[self.outcome]
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "outcome": self.outcome}
+        return asdict(self)
+
+    def agrees_with(self, sealed: dict[str, Any]) -> bool:
+        """Whether it says all that a verdict did that was written down, by this version or by one before."""
+        said = self.to_dict()
+        return all(said.get(name) == value for name, value in sealed.items() if name not in RETIRED)
 
     def lines(self) -> list[str]:
         """For people."""
-        out = []
+        out = [f"verdict       {self.outcome}: {self.why}"] if self.why else []
         if self.posterior or self.set_at:
-            out.append(f"answer        {self.answer}  ({self.outcome})")
+            out.append(f"answer        {self.answer}  ({self.outcome})" + (f", plan {self.plan}" if self.plan else ""))
         if len(self.members) > 1:
             out.append(f"one class     {', '.join(self.members)}: these probes cannot tell them apart")
         if self.posterior:
-            best = sorted(self.posterior.items(), key=lambda item: -item[1])[:4]
-            out.append("posterior     " + ", ".join(f"{name} {p:.4f}" for name, p in best))
+            out.append("posterior     " + _highest(self.posterior, 4))
         if self.set_at:
             out.append(f"set at {1 - self.alpha:<6g} " + ", ".join(self.set_at))
         if self.claim_p_value is not None:
             out.append(f"claim         {self.claim}: p = {self.claim_p_value:.4g} (alpha {self.alpha:g})")
-        return [*out, f"evidence      {self.level}, model {self.model}, {self.probes} tokens × top-{self.top_k}"]
+        out.append(f"evidence      {self.level}, model {self.model}, {self.probes} tokens × top-{self.top_k}")
+        for factor, (said, found) in self.failed_factors.items():
+            out.append(f"fails on      {factor}: claimed {said}, answers like {found}")
+        if self.formats:
+            out.append("formats       " + _highest(self.formats, 3))
+        return [*out, *self._use(), *([f"to tell more  {self.to_tell_more}"] if self.to_tell_more else [])]
+
+    def _use(self) -> list[str]:
+        if not self.requests:
+            return []
+        tokens = f"{self.prompt_tokens} prompt and {self.output_tokens} output tokens"
+        money = "" if self.cost is None else f", cost {self.cost:.4g}"
+        return [f"use           {self.requests} requests, {tokens}{money}"]
+
+
+RETIRED = ("any_plan",)  # in verdicts of earlier versions; it said what the library says
+
+
+def _highest(shares: dict[str, float], count: int) -> str:
+    best = sorted(shares.items(), key=lambda item: -item[1])[:count]
+    return ", ".join(f"{name} {p:.4f}" for name, p in best)
 
 
 def decide(
-    class_scores: Floats,
-    names: list[str],
-    members: list[list[str]],
+    scores: Floats,
+    told: Families,
     calibration: Calibration,
     *,
     probes: int,
     top_k: int,
     model: str,
-    level: str = "replay",
     alpha: float = 0.01,
     claim: str | None = None,
 ) -> Verdict:
-    """Verdict for one observation: class_scores (K,), names and members by class.
+    """Verdict for one observation at the replay level: scores (F,) of what is told apart.
 
     The set at 1−α holds every class whose own p-value exceeds α (conformal, so it holds the truth with 1−α whatever
-    the detector); "unknown" stands in it when no class does.
+    the detector); "unknown" stands in it when no class does. Raises DataError for a claim that is no candidate.
     """
-    post = calibration.posterior(class_scores)
-    p = calibration.p_value(class_scores, probes, top_k, [f"{model}/{name}" for name in names])
-    inside = [n for n, value in zip(names, p, strict=True) if value > alpha]
-    best = int(np.argmax(class_scores))
-    known = bool(inside) and int(np.argmax(post)) < len(names)
-    claimed = None if claim is None else next((i for i, m in enumerate(members) if claim in m), None)
-    if claim is not None and claimed is None:
-        known_ids = ", ".join(m for some in members for m in some)
-        raise DataError(f"claim must be among the candidates {known_ids}, but got {claim!r}")
+    post = calibration.posterior(scores)
+    p = calibration.p_value(scores, probes, top_k, [f"{model}/{name}" for name in told.names])
+    inside = [n for n, value in zip(told.names, p, strict=True) if value > alpha]
+    best = int(np.argmax(scores))
+    known = bool(inside) and int(np.argmax(post)) < told.count
+    claimed = None if claim is None else told.index(claim)
+    p_claim = None if claimed is None else float(p[claimed])
+    outcome = _outcome(told, claimed, p_claim, best if known else None, len(inside), alpha)
     return Verdict(
-        answer=names[best] if known else UNKNOWN,
-        members=members[best] if known else [],
-        posterior={**dict(zip(names, map(float, post[:-1]), strict=True)), UNKNOWN: float(post[-1])},
+        outcome=outcome,
+        answer=told.names[best] if known else UNKNOWN,
+        members=list(told.members[best]) if known else [],
+        posterior={**dict(zip(told.names, map(float, post[:-1]), strict=True)), UNKNOWN: float(post[-1])},
         set_at=inside or [UNKNOWN],
         alpha=alpha,
         claim=claim,
-        claim_p_value=None if claimed is None else float(p[claimed]),
-        level=level,
+        claim_p_value=p_claim,
+        level="replay",
         probes=probes,
         top_k=top_k,
         model=model,
     )
+
+
+def _outcome(
+    told: Families, claimed: int | None, p_value: float | None, answer: int | None, inside: int, alpha: float
+) -> str:
+    """claimed and answer: classes, if there are any; inside: how many are not excluded."""
+    if claimed is None or p_value is None:
+        if answer is None:
+            return UNKNOWN
+        return "identified" if inside == 1 else "inconclusive"
+    if p_value <= alpha:  # a virtual GPU's claim falls to another known class alone: no library holds every kernel plan
+        return "inconclusive" if told.open_ended[claimed] and answer is None else "contradicted"
+    return "consistent" if claimed == answer else "inconclusive"

@@ -55,13 +55,13 @@ class Agreement(Scorer):
     def margin(self, rows: F32) -> F32:
         return rows[..., 0]
 
-    def judge(self, seen: Observation, alpha: float) -> tuple[str, dict[str, float]]:
+    def judge(self, seen: Observation, alpha: float) -> tuple[str, dict[str, float], str]:
         """The class that agrees most; no posterior, for these levels have no detector that was calibrated."""
         at = np.asarray([self._index[p] for p in seen.probes])
         who = np.arange(len(self.present))
         same = np.where(self.present, self.agree(self.observed(seen, at), at, who), np.nan)
         best = int(np.nanargmax(np.nanmean(same, axis=(0, 2))))
-        return self.classes.name(self.classes.label[best]), {}
+        return self.told.names[self.told.label[best]], {}, ""
 
 
 class Symbols:

@@ -68,84 +68,35 @@ class Findings:
         return Observation(self.seen[0].model, probes, ids, logprobs)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conclusion(Verdict):
-    """A verdict that holds at any time of stopping, and what it took: `concluded` is its outcome (consistent,
-    contradicted, identified, unknown or inconclusive), `why` a sentence.
-
-    set_at: classes that are not excluded at level alpha. claim_p_value: least level at which the claim is excluded
-    (1 / the highest E). posterior: the detector's, over all answers, not time-uniform. formats: of the levels that see
-    a number format alone, the lowest posterior of each over blocks of answers.
-    """
-
-    concluded: str
-    why: str
-    log10_e: dict[str, float] = field(default_factory=dict)
-    failed_factors: dict[str, list[str]] = field(default_factory=dict)
-    not_told_apart: list[list[str]] = field(default_factory=list)
-    formats: dict[str, float] = field(default_factory=dict)
-    to_tell_more: str = ""
-    requests: int = 0
-    unusable: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    cost: float | None = None
-
-    @property
-    def outcome(self) -> str:
-        return self.concluded
-
-    def to_dict(self) -> dict[str, Any]:
-        whole = Verdict.to_dict(self)
-        return {name: value for name, value in whole.items() if name != "concluded"}
-
-    @property
-    def exit_code(self) -> int:
-        return {"consistent": 0, "identified": 0, "contradicted": 1}.get(self.outcome, 3)
-
-    def lines(self) -> list[str]:
-        out = [f"verdict       {self.outcome}: {self.why}", *Verdict.lines(self)]
-        for factor, (said, found) in self.failed_factors.items():
-            out.append(f"fails on      {factor}: claimed {said}, answers like {found}")
-        if self.formats:
-            best = sorted(self.formats.items(), key=lambda item: -item[1])[:3]
-            out.append("formats       " + ", ".join(f"{name} {p:.4f}" for name, p in best))
-        money = "" if self.cost is None else f", cost {self.cost:.4g}"
-        out.append(
-            f"use           {self.requests} requests, {self.prompt_tokens} prompt and {self.output_tokens} output "
-            f"tokens{money}"
-        )
-        return [*out, f"to tell more  {self.to_tell_more}"] if self.to_tell_more else out
-
-
-def conclude(material: Material, plan: Plan, scorer: Scorer | None, found: Findings) -> Conclusion:
+def conclude(material: Material, plan: Plan, scorer: Scorer | None, found: Findings) -> Verdict:
     """At the levels that test candidates. Without a scorer, or an answer, there is nothing to conclude from."""
     if scorer is None or not found.seen:
         reason = plan.why if scorer is None else f"no answer was usable ({found.unusable[0]})" if found.unusable else ""
         return inconclusive(material, plan, found, reason or "no probe was asked", EXACT)
-    settings, classes = material.settings, scorer.classes
-    judged, posterior = scorer.judge(found.together(), settings.alpha)
+    settings, told = material.settings, scorer.told
+    judged, posterior, plan_of = scorer.judge(found.together(), settings.alpha)
     out = found.excluded(settings.alpha)
-    left = [c for c in range(classes.count) if not out[c]]
-    claimed = None if settings.claim is None else classes.label[classes.platform_ids.index(settings.claim)]
+    left = [c for c in range(told.count) if not out[c]]
+    claimed = None if settings.claim is None else told.index(settings.claim)
     outcome, why, answer = _outcome(material, scorer, found, left, claimed, judged)
     highest = found.highest()
-    members = [] if answer == UNKNOWN else classes.members(_label(scorer, answer))
+    members = [] if answer == UNKNOWN else told.members_of(answer)
     p = None if claimed is None else float(np.exp(-max(highest[claimed], 0.0)))
     return conclusion(
         material,
         plan,
         found,
-        concluded=outcome,
+        outcome=outcome,
         why=why,
         answer=answer,
         members=members,
+        plan=plan_of if answer != UNKNOWN else "",
         posterior={name: round(value, 6) for name, value in posterior.items()},
-        set_at=[classes.name(c) for c in left] or [UNKNOWN],
+        set_at=[told.names[c] for c in left] or [UNKNOWN],
         claim_p_value=None if p is None else _digits(p),
-        log10_e={classes.name(c): round(float(highest[c] / np.log(10)), 3) for c in range(classes.count)},
+        log10_e={n: round(float(highest[c] / np.log(10)), 3) for c, n in enumerate(told.names)},
         failed_factors=_factors(scorer, settings.claim, members) if outcome == "contradicted" else {},
-        not_told_apart=[classes.members(c) for c in left] if len(left) > 1 else [],
+        not_told_apart=[list(told.members[c]) for c in left] if len(left) > 1 else [],
         to_tell_more=_advice(plan, found, outcome, left),
     )
 
@@ -153,11 +104,11 @@ def conclude(material: Material, plan: Plan, scorer: Scorer | None, found: Findi
 EXACT = "an endpoint with exact top log-probabilities, best on /v1/completions with token ids as prompt"
 
 
-def inconclusive(material: Material, plan: Plan, found: Findings, why: str, more: str) -> Conclusion:
-    return conclusion(material, plan, found, concluded="inconclusive", why=why, to_tell_more=more)
+def inconclusive(material: Material, plan: Plan, found: Findings, why: str, more: str) -> Verdict:
+    return conclusion(material, plan, found, outcome="inconclusive", why=why, to_tell_more=more)
 
 
-def conclusion(material: Material, plan: Plan, found: Findings, **said: Any) -> Conclusion:
+def conclusion(material: Material, plan: Plan, found: Findings, /, **said: Any) -> Verdict:
     s, tokens = material.settings, found.prompt_tokens + found.output_tokens
     whole: dict[str, Any] = {
         "answer": UNKNOWN,
@@ -178,15 +129,15 @@ def conclusion(material: Material, plan: Plan, found: Findings, **said: Any) -> 
         "output_tokens": found.output_tokens,
         "cost": None if s.price is None else _digits(tokens * s.price / 1e6),
     }
-    return Conclusion(**whole)
+    return Verdict(**whole)
 
 
 def _outcome(
     material: Material, scorer: Scorer, found: Findings, left: list[int], claimed: int | None, judged: str
 ) -> tuple[str, str, str]:
     """(outcome, why, answer)."""
-    classes, alpha = scorer.classes, material.settings.alpha
-    answer = classes.name(left[0]) if len(left) == 1 and judged == classes.name(left[0]) else UNKNOWN
+    told, alpha = scorer.told, material.settings.alpha
+    answer = told.names[left[0]] if len(left) == 1 and judged == told.names[left[0]] else UNKNOWN
     if spoilt := found.spoilt():
         return "inconclusive", spoilt, UNKNOWN
     if (claimed is not None and claimed not in left) or len(left) != 1:
@@ -196,7 +147,7 @@ def _outcome(
     if claimed is not None and claimed not in left:
         if not scorer.calibrated and not any(found.processes[-1][c] < FITS for c in left):
             return "inconclusive", f"no candidate answers so, {material.settings.claim} among them", UNKNOWN
-        if answer == UNKNOWN and scorer.bundle.any_plan(scorer.model, material.settings.claim):
+        if answer == UNKNOWN and told.open_ended[claimed]:
             why = f"{material.settings.claim} is excluded, and so is every kernel plan that is known: another may serve"
             return "inconclusive", why, UNKNOWN
         if scorer.hardly_differs(found.together(), claimed):
@@ -204,20 +155,20 @@ def _outcome(
                 "is excluded, yet no other class is nearly as near: a setting that nobody collected, or a close variant"
             )
             return "inconclusive", f"{material.settings.claim} {why}", UNKNOWN
-        told = f"it answers like {answer}" if answer != UNKNOWN else "and it answers like no single candidate"
+        like = f"it answers like {answer}" if answer != UNKNOWN else "and it answers like no single candidate"
         after = found.crossed(claimed, alpha)
-        return "contradicted", f"{material.settings.claim} is excluded after {after} answers; {told}", answer
+        return "contradicted", f"{material.settings.claim} is excluded after {after} answers; {like}", answer
     if not left:
         return UNKNOWN, "every candidate is excluded: no platform that is known here answers so", UNKNOWN
     if len(left) > 1:
-        names = ", ".join(classes.name(c) for c in left[:6])
-        leads = scorer.calibrated and judged in [classes.name(c) for c in left]
+        names = ", ".join(told.names[c] for c in left[:6])
+        leads = scorer.calibrated and judged in [told.names[c] for c in left]
         best = judged if leads else UNKNOWN
         return "inconclusive", f"{len(left)} classes are not told apart: {names}", best
     if answer == UNKNOWN:
         return (
             "inconclusive",
-            f"{classes.name(left[0])} alone is not excluded, but the detector does not know it",
+            f"{told.names[left[0]]} alone is not excluded, but the detector does not know it",
             answer,
         )
     if claimed is None:
@@ -233,20 +184,16 @@ def several(scorer: Scorer, found: Findings, alpha: float) -> list[str]:
     out: list[str] = []
     for start in range(len(found.scores)):
         evidence = scorer.start()
-        highest = np.full(scorer.classes.count, -np.inf)
+        highest = np.full(scorer.told.count, -np.inf)
         for scores in found.scores[start : start + STRETCH]:
             log = evidence.add(scores)
             highest = np.maximum(highest, log)
             left = np.flatnonzero(highest < -np.log(alpha))
             if len(left) == 1 and log[left[0]] < FITS:
-                name = scorer.classes.name(int(left[0]))
+                name = scorer.told.names[left[0]]
                 out += [name] * (name not in out)
                 break
     return out
-
-
-def _label(scorer: Scorer, name: str) -> int:
-    return next(c for c in range(scorer.classes.count) if scorer.classes.name(c) == name)
 
 
 def _factors(scorer: Scorer, claim: str | None, members: list[str]) -> dict[str, list[str]]:
@@ -254,9 +201,10 @@ def _factors(scorer: Scorer, claim: str | None, members: list[str]) -> dict[str,
     by_id = {p.id: p for p in scorer.data.platforms}
     if claim is None or not members:
         return {}
+    claimed = [claim] if claim in by_id else scorer.told.members_of(claim)
     out = {}
     for factor in FACTORS:
-        said = str(getattr(by_id[claim], factor))
+        said = " or ".join(sorted({str(getattr(by_id[c], factor)) for c in claimed}))
         theirs = sorted({str(getattr(by_id[m], factor)) for m in members})
         if said not in theirs:
             out[factor] = [said, " or ".join(theirs)]

@@ -5,6 +5,7 @@ only where answers come from differs.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from hspi.audit import material as materials
 from hspi.audit import page
 from hspi.audit.agreement import Symbols
 from hspi.audit.answers import Answer, Names, clipped, read_answer, read_text
-from hspi.audit.conclude import Conclusion, Findings, conclude
+from hspi.audit.conclude import Findings, conclude
 from hspi.audit.discovery import Ask, Capabilities, discover
 from hspi.audit.format_verdict import conclude_formats
 from hspi.audit.levels import TOP_K, Level, choose_level, make_scorer
@@ -24,10 +25,11 @@ from hspi.audit.plan import Plan, make_plan
 from hspi.audit.records import Records, check_seal, is_sealed, seal
 from hspi.audit.scoring import Evidence, Scorer
 from hspi.client import Endpoint, Invalid, Question
+from hspi.detectors.families import Families
 from hspi.errors import ConfigError, DataError
 from hspi.evidence.aligned import Aligned
-from hspi.evidence.equivalence import Classes
 from hspi.evidence.observation import Observation
+from hspi.verdict import Verdict
 
 AFTER_CONTRADICTION = 16  # answers more, in the hope of naming what serves instead
 AT_LEAST = 24  # answers before a class may be named, so that what is in no library has time to show
@@ -45,7 +47,7 @@ async def audit(
     dry_run: bool = False,
     cache: Path | None = None,
     refer: Refer | None = None,
-) -> tuple[Plan, Conclusion | None]:
+) -> tuple[Plan, Verdict | None]:
     """Ask, judge, write the bundle. Without an endpoint the answers in `folder` must suffice.
 
     cache: a folder where the candidates' own scores are kept from audit to audit; refer: makes the reference that the
@@ -108,13 +110,12 @@ REFERENCE = "reference.safetensors"
 READY = "ready"  # stands once the material is whole
 
 
-def replay(folder: Path, say: Say) -> tuple[Plan, Conclusion]:
+def replay(folder: Path, say: Say) -> tuple[Plan, Verdict]:
     """Score a sealed bundle again, offline. Raises DataError if a byte changed or the verdict would be another."""
     check_seal(folder)
     plan, conclusion = asyncio.run(audit(materials.load(folder), None, folder, say))
     assert conclusion is not None
-    sealed = (folder / "verdict.json").read_text("utf-8")
-    if sealed != materials.to_json(conclusion.to_dict()):
+    if not conclusion.agrees_with(json.loads((folder / "verdict.json").read_text("utf-8"))):
         raise DataError(f"{folder} must score to its verdict again, but it does not with these versions")
     return plan, conclusion
 
@@ -202,18 +203,17 @@ class _Judge:
             return False  # this level has a fixed number of probes
         f.scores.append(self.scorer.scores(seen)[..., 0])
         f.processes.append(self.evidence.add(f.scores[-1]))
-        return self.enough(self.scorer.classes)
+        return self.enough(self.scorer.told)
 
-    def enough(self, classes: Classes) -> bool:
+    def enough(self, told: Families) -> bool:
         settings = self.material.settings
         t = len(self.findings.processes)
         out = self.findings.excluded(settings.alpha)
         if settings.claim is not None:
-            claimed = classes.label[classes.platform_ids.index(settings.claim)]
-            crossed = self.findings.crossed(claimed, settings.alpha)
+            crossed = self.findings.crossed(told.index(settings.claim), settings.alpha)
             if crossed is not None and t >= crossed + AFTER_CONTRADICTION:
                 return True
-        if out.sum() < classes.count - 1:
+        if out.sum() < told.count - 1:
             return False
         self._parted_at = self._parted_at or t
         return bool(out.all()) or t >= max(AT_LEAST, 2 * self._parted_at)

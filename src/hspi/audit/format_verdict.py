@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from hspi.audit.conclude import EXACT, Conclusion, Findings, conclusion, inconclusive
+from hspi.audit.conclude import EXACT, Findings, conclusion, inconclusive
 from hspi.audit.material import Material
 from hspi.audit.plan import Plan
 from hspi.detectors.number_format import BLOCKS, Formats, format_of, lean
 from hspi.evidence.aligned import Aligned
 from hspi.platforms import catalogue
+from hspi.verdict import Verdict
 
 FEWEST = 8 * BLOCKS  # answers
 SIGNATURES = "signatures of these weights in this form (--candidates local,store), which tell platforms apart"
 
 
-def conclude_formats(material: Material, plan: Plan, found: Findings, reference: Aligned | None) -> Conclusion:
+def conclude_formats(material: Material, plan: Plan, found: Findings, reference: Aligned | None) -> Verdict:
     """`reference`: of the contexts that were asked; without it the answers' own grid is all there is."""
     if spoilt := found.spoilt():
         return inconclusive(material, plan, found, spoilt, EXACT)
@@ -32,7 +33,7 @@ def conclude_formats(material: Material, plan: Plan, found: Findings, reference:
         material,
         plan,
         found,
-        concluded=outcome,
+        outcome=outcome,
         why=why,
         formats=lowest,
         failed_factors=factors,

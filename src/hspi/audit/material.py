@@ -159,11 +159,12 @@ def check_claim(settings: Settings, bundle: Bundle) -> None:
         return
     if settings.model not in bundle.classes:
         catalogue.get(settings.claim)
-    elif settings.claim not in (known := bundle.classes[settings.model].platform_ids):
-        raise ConfigError(
-            f"claim must be among the candidates {', '.join(known)}, but got {settings.claim!r}: where it runs on this "
-            "machine, --candidates local,store collects it"
-        )
+        return
+    try:
+        bundle.families(settings.model).index(settings.claim)
+    except DataError as error:
+        where = "where it runs on this machine, --candidates local,store collects it"
+        raise ConfigError(f"{error}: {where}") from error
 
 
 def slim(bundle: Bundle, model: str) -> Bundle:

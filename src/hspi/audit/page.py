@@ -6,9 +6,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hspi.audit.conclude import Conclusion
 from hspi.audit.material import Material
 from hspi.audit.plan import Plan
+from hspi.verdict import Verdict
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
@@ -19,13 +19,13 @@ td,th{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #ddd;vertical
 """
 
 
-def write(path: Path, plan: Plan, found: Conclusion, material: Material) -> None:
+def write(path: Path, plan: Plan, found: Verdict, material: Material) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(html(plan, found, material), "utf-8")
     temporary.replace(path)
 
 
-def html(plan: Plan, found: Conclusion, material: Material) -> str:
+def html(plan: Plan, found: Verdict, material: Material) -> str:
     settings = material.settings
     kind = found.outcome if found.outcome.isalpha() else ""
     claim = [
@@ -38,6 +38,7 @@ def html(plan: Plan, found: Conclusion, material: Material) -> str:
         ("weights", f"{settings.model} (sha256 {settings.weights_hash[:16]}…)"),
         *claim,
         ("answer", found.answer),
+        ("kernel plan", found.plan),
         ("members of its class", ", ".join(found.members)),
         (f"set at {1 - found.alpha:g}", ", ".join(found.set_at)),
         ("not told apart", "; ".join(", ".join(c) for c in found.not_told_apart)),
@@ -79,7 +80,7 @@ def _table(rows: list[tuple[str, Any]]) -> str:
     return f"<table>{cells}</table>"
 
 
-def _factors(found: Conclusion) -> str:
+def _factors(found: Verdict) -> str:
     if not found.failed_factors:
         return ""
     rows = [(factor, f"claimed {said}, answers like {other}") for factor, (said, other) in found.failed_factors.items()]
@@ -105,7 +106,7 @@ def kind_of(plan: Plan) -> str:
     return plan.level.partition(" to ")[0]
 
 
-def _evidence(found: Conclusion, material: Material) -> str:
+def _evidence(found: Verdict, material: Material) -> str:
     if not found.log10_e:
         return ""
     threshold = f"a class is excluded from {_threshold(found.alpha)} on"
@@ -113,19 +114,19 @@ def _evidence(found: Conclusion, material: Material) -> str:
     return f"<h2>Evidence against each class</h2>{said}{_classes(found, material)}"
 
 
-def _formats(found: Conclusion) -> str:
+def _formats(found: Verdict) -> str:
     rows = [(name, f"{p:.4f}") for name, p in sorted(found.formats.items(), key=lambda item: -item[1])]
     lowest = "<h2>Number format</h2><p>Posterior, the lowest over disjoint parts of the answers.</p>"
     return lowest + _table(list(rows)) if rows else ""
 
 
-def _classes(found: Conclusion, material: Material) -> str:
-    classes = material.bundle.classes[material.settings.model]
+def _classes(found: Verdict, material: Material) -> str:
+    told = material.bundle.families(material.settings.model)
     provenance = {p.id: p.provenance for p in material.bundle.library[material.settings.model].platforms}
     rows = ["<tr><th>class</th><th>provenance</th><th>log<sub>10</sub> E</th><th>posterior</th><th></th></tr>"]
     most = max([1.0, *found.log10_e.values()])
     for name, value in sorted(found.log10_e.items(), key=lambda item: item[1]):
-        members = classes.members_of(name)
+        members = told.members_of(name)
         kinds = ", ".join(sorted({provenance[m] for m in members}))
         width = max(0.0, 100 * value / most)
         rows.append(

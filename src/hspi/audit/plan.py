@@ -73,7 +73,8 @@ def make_plan(material: Material, cap: Capabilities, level: Level, scorer: Score
     prompt = sum(len(p.ids) + max(cap.extra_tokens or 0, 0) for p in asked)
     price = material.settings.price
     nearest, power = (None, None) if scorer is None else expected_power(material, scorer)
-    classes = material.bundle.classes.get(material.settings.model)
+    known = material.settings.model in material.bundle.classes
+    told = material.bundle.families(material.settings.model) if known else None
     return Plan(
         level.name,
         level.why,
@@ -83,8 +84,8 @@ def make_plan(material: Material, cap: Capabilities, level: Level, scorer: Score
         None if price is None else (prompt + len(asked)) * price / 1e6,
         nearest,
         power,
-        0 if classes is None else len(classes.platform_ids),
-        0 if classes is None else classes.count,
+        0 if told is None else len(told.platform_ids),
+        0 if told is None else told.count,
         level.sequential,
         cap,
     )
@@ -92,13 +93,13 @@ def make_plan(material: Material, cap: Capabilities, level: Level, scorer: Score
 
 def expected_power(material: Material, scorer: Scorer) -> tuple[str | None, int | None]:
     """(the class that the claim is hardest to part from, tokens that takes in the stored signatures)."""
-    claim, classes = material.settings.claim, scorer.classes
-    if claim is None or classes.count < 2:
+    claim, told = material.settings.claim, scorer.told
+    if claim is None or told.count < 2:
         return None, None
-    own = classes.label[classes.platform_ids.index(claim)]
-    members = np.flatnonzero(np.asarray(classes.label) == own)
+    own = told.index(claim)
+    members = np.flatnonzero(np.asarray(told.label) == own)
     rivals = [int(r) for r in scorer.rivals[members].ravel()]
-    found = [(_tokens(scorer, r, own, members, material), classes.name(classes.label[r])) for r in rivals]
+    found = [(_tokens(scorer, r, own, members, material), told.names[told.label[r]]) for r in rivals]
     tokens, name = max(found, key=lambda f: (f[0] is None, f[0] or 0))
     return name, tokens
 

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from hspi.audit.sequential import Martingales, log_mean
 from hspi.bundle import Bundle
+from hspi.detectors.families import Families
 from hspi.evidence.aligned import Aligned
-from hspi.evidence.equivalence import Classes
 from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32
 from hspi.splits import ProbeSplit
@@ -45,7 +45,8 @@ class Scorer(ABC):
     def __init__(self, bundle: Bundle, model: str, k: int, split: ProbeSplit, calibrate_on: Rows) -> None:
         self.bundle, self.model, self.k, self.split, self.calibrate_on = bundle, model, k, split, calibrate_on
         self.present = self.data.present  # counted anew at each reading, over the whole library
-        self.rivals = nearest_rivals(self.classes)
+        self.told = bundle.families(model)
+        self.rivals = nearest_rivals(bundle.classes[model].separation, self.told.label)
         self._index = {p: i for i, p in enumerate(self.data.probes)}
         self._test = frozenset(split.test.tolist())
         self._calibration = self._start()
@@ -53,10 +54,6 @@ class Scorer(ABC):
     @property
     def data(self) -> Aligned:
         return self.bundle.library[self.model]
-
-    @property
-    def classes(self) -> Classes:
-        return self.bundle.classes[self.model]
 
     # ------------------------------------------------------------ what a level decides
 
@@ -82,8 +79,9 @@ class Scorer(ABC):
         """The score for features, the higher the likelier: (…, F) → (…)."""
 
     @abstractmethod
-    def judge(self, seen: Observation, alpha: float) -> tuple[str, dict[str, float]]:
-        """(the class that all answers together are likest, or "unknown"; a posterior, empty where there is none)."""
+    def judge(self, seen: Observation, alpha: float) -> tuple[str, dict[str, float], str]:
+        """(the class that all answers together are likest, or "unknown"; a posterior, empty where there is none; the
+        kernel plan of a virtual GPU, "" for others)."""
 
     def hardly_differs(self, seen: Observation, label: int) -> bool:
         """Whether answers are much nearer to a class than any other class is, so that another setting may explain
@@ -142,7 +140,7 @@ class Scorer(ABC):
     # ------------------------------------------------------------ evidence
 
     def start(self) -> Evidence:
-        return Evidence(self.classes, self.bets(self._calibration))
+        return Evidence(self.told, self.bets(self._calibration))
 
     def processes(self, scores: F32) -> npt.NDArray[np.float64]:
         """ln E_t against each class after each probe of `scores`: (classes, n)."""
@@ -154,7 +152,7 @@ class Scorer(ABC):
 class Evidence:
     """What the answers so far say against each class; fed one probe at a time."""
 
-    classes: Classes
+    told: Families
     martingales: Martingales
     ties: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))  # the same in every replay
 
@@ -167,14 +165,17 @@ class Evidence:
         self.martingales.add(scores, 1.0 - float(self.ties.random()))
         log = log_mean(self.martingales.log)  # (C, S)
         log = np.where(np.isfinite(scores[0]), log, np.inf).min(axis=1)
-        label = np.asarray(self.classes.label)
-        least = np.array([log[label == c].min() for c in range(self.classes.count)])
+        label = np.asarray(self.told.label)
+        least = np.array([log[label == c].min() for c in range(self.told.count)])
         return np.where(np.isfinite(least), least, 0.0)
 
 
-def nearest_rivals(classes: Classes) -> npt.NDArray[np.int64]:
-    """For each platform the platforms of other classes that are hardest to tell from it: int64 (C, <= RIVALS)."""
-    label = np.asarray(classes.label)
-    separation = np.where(label[:, None] == label[None, :], np.inf, classes.separation)
+def nearest_rivals(separation: npt.NDArray[np.float64], labels: Sequence[int]) -> npt.NDArray[np.int64]:
+    """For each platform those of other classes that are hardest to tell from it: int64 (C, <= RIVALS).
+
+    separation (C, C) as `Classes` has it; labels (C,): what a verdict tells apart.
+    """
+    label = np.asarray(labels)
+    separation = np.where(label[:, None] == label[None, :], np.inf, separation)
     count = max(1, min(RIVALS, min(int((label != x).sum()) for x in label)))
     return np.argsort(separation, axis=1, kind="stable")[:, :count]

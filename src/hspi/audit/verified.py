@@ -114,9 +114,9 @@ class Replay(Scorer):
         found = self.bundle.verifier.margin(rows.reshape(-1, rows.shape[-1]))
         return found.reshape(rows.shape[:-1]).astype(np.float32)
 
-    def judge(self, seen: Observation, alpha: float) -> tuple[str, dict[str, float]]:
+    def judge(self, seen: Observation, alpha: float) -> tuple[str, dict[str, float], str]:
         found = self.bundle.judge(seen, alpha=alpha)
-        return found.answer, found.posterior
+        return found.answer, found.posterior, found.plan
 
     def hardly_differs(self, seen: Observation, label: int) -> bool:
         """Whether they are nearer to its members than half the way from those to any other class.
@@ -125,7 +125,7 @@ class Replay(Scorer):
         another order. They move it little against what parts classes, other weights and other formats much.
         """
         at = np.asarray([self._index[p] for p in seen.probes])
-        member = np.asarray(self.classes.label) == label
+        member = np.asarray(self.told.label) == label
         mine, others = np.flatnonzero(member), np.flatnonzero(~member)
         own = [self.own(int(i), int(held), at) for i in mine for held in np.flatnonzero(self.present[i])]
         apart = min(self._distance(each, at, others) for each in own)

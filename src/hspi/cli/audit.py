@@ -11,9 +11,9 @@ import click
 from hspi.cli.common import json_option, params_option
 
 if TYPE_CHECKING:
-    from hspi.audit.conclude import Conclusion
     from hspi.audit.material import Material, Settings
     from hspi.audit.plan import Plan
+    from hspi.verdict import Verdict
 
 DISCOVERY_TOKENS = 4
 STORE, KEPT = Path("data/signatures"), Path(".cache/audit")
@@ -116,7 +116,7 @@ def audit(
 
 def _live(
     base_url: str, served: str, weights: str, folder: Path, dry_run: bool, say: Any, options: dict[str, Any]
-) -> tuple[Plan, Conclusion | None]:
+) -> tuple[Plan, Verdict | None]:
     import asyncio
     import functools
     import os
@@ -130,7 +130,7 @@ def _live(
     settings, material = _material(base_url, served, weights, options, say)
     refer = functools.partial(formats.refer, zoo.resolve(weights), cache=REFERENCES)
 
-    async def run(where: Path) -> tuple[Plan, Conclusion | None]:
+    async def run(where: Path) -> tuple[Plan, Verdict | None]:
         opened = conduct.open_folder(where, material, settings)
         async with endpoint:
             return await conduct.audit(opened, endpoint, where, say, dry_run=dry_run, cache=SCORES, refer=refer)
@@ -194,7 +194,7 @@ def _plain(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip(".") or "model"
 
 
-def _finish(ctx: click.Context, folder: Path, plan: Plan, found: Conclusion, as_json: bool, open_html: bool) -> None:
+def _finish(ctx: click.Context, folder: Path, plan: Plan, found: Verdict, as_json: bool, open_html: bool) -> None:
     if as_json:
         click.echo(json.dumps({**found.to_dict(), "folder": str(folder)}, indent=1))
     else:

@@ -13,8 +13,6 @@ from hspi.cli.common import json_option
 if TYPE_CHECKING:
     from hspi.verdict import Verdict
 
-EXIT_CODES = {"contradicted": 1, "inconclusive": 3, "unknown": 3}
-
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
@@ -44,7 +42,7 @@ def verdict(
 
     found = judging.judge_file(file, probes=probes, top_k=top_k, alpha=alpha, claim=claim, detector=detector)
     print_verdict(found, as_json)
-    ctx.exit(EXIT_CODES.get(found.outcome, 0))
+    ctx.exit(found.exit_code)
 
 
 def print_verdict(found: Verdict, as_json: bool) -> None:

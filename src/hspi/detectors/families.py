@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hspi.errors import DataError
 from hspi.evidence.equivalence import Classes
 from hspi.platforms.record import Platform
 from hspi.platforms.virtual_catalogue import ENGINE, arithmetic_class
@@ -32,13 +33,17 @@ class Families:
     """What a verdict tells apart: equivalence classes, those of one virtual family together.
 
     of_class[c]: the family of class c; names and members (platform ids) by family. Without virtual GPUs families are
-    classes, by the same names.
+    classes, by the same names. label: the family of each platform, in the order of the classes' own; open_ended: by
+    family, whether it is of virtual GPUs, of which no library holds every kernel plan.
     """
 
     of_class: tuple[int, ...]
     names: tuple[str, ...]
     members: tuple[tuple[str, ...], ...]
     plans: tuple[str, ...]
+    platform_ids: tuple[str, ...]
+    label: tuple[int, ...]
+    open_ended: tuple[bool, ...]
 
     @classmethod
     def of(cls, classes: Classes, platforms: Sequence[Platform]) -> Families:
@@ -54,12 +59,32 @@ class Families:
             spanned = set().union(*(keys[c] for c in part))
             is_family = len(spanned) == 1 and all(p.engine == ENGINE for p in inside[h])
             names.append(spanned.pop() if is_family else classes.name(h))
+        of_class = tuple(heads.index(h) for h in first)
         return cls(
-            tuple(heads.index(h) for h in first),
+            of_class,
             tuple(names),
             tuple(tuple(m for c in part for m in classes.members(c)) for part in parts),
             tuple(" or ".join(dict.fromkeys(_plan(p) for p in some if p.engine == ENGINE)) for some in inside),
+            tuple(classes.platform_ids),
+            tuple(of_class[c] for c in classes.label),
+            tuple(any(p.engine == ENGINE for c in part for p in inside[c]) for part in parts),
         )
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+    def index(self, claim: str) -> int:
+        """The class that a claim means, by a member's id or by its own name. Raises DataError if there is none."""
+        for c, name in enumerate(self.names):
+            if claim == name or claim in self.members[c]:
+                return c
+        known = ", ".join(m for some in self.members for m in some)
+        raise DataError(f"claim must be among the candidates {known}, but got {claim!r}")
+
+    def members_of(self, name: str) -> list[str]:
+        """The platforms of the class of that name, or with that member; the name alone where there is none."""
+        return next((list(m) for n, m in zip(self.names, self.members, strict=True) if name == n or name in m), [name])
 
     def best(self, scores: Floats) -> FamilyScores:
         """(n, classes) → scores of families, and which class each one has from."""

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hspi.history import Entry
+from hspi.history import FAILED, Entry
 from hspi.tracking.runs import log_batches, new_run
 from hspi.tracking.store import AUDITS, experiment_id, open_store
 
@@ -62,7 +62,7 @@ def log_check(
         if folder and sealed:
             _log_evidence(client, run_id, folder)
         client.log_dict(run_id, entry.to_dict(), "entry.json")  # last: what has none does not count
-        client.set_terminated(run_id, "FAILED" if entry.exit_code == 4 else "FINISHED")
+        client.set_terminated(run_id, "FAILED" if entry.outcome == FAILED else "FINISHED")
     return run_id
 
 
