@@ -15,11 +15,13 @@ from click.testing import CliRunner
 import audit_world as world
 from conftest import Tree, free_port
 from hspi import zoo
+from hspi.audit import material
 from hspi.audit.agreement import NEAR_TIE, Rounded, Symbols, Text, near_ties
 from hspi.audit.format_verdict import FEWEST, said_of
 from hspi.cli import main
 from hspi.detectors.number_format import Formats
 from hspi.evidence.observation import Observation
+from hspi.platforms import get
 from hspi.signatures import top_k
 from lessening import Lessening
 
@@ -142,7 +144,7 @@ def test_an_honest_virtual_gpu_is_consistent_over_http(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)  # the small pipeline included, where this test is the first that wants it
 def test_levels_on_a_real_server(smoke: Tree, behind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(smoke.path)
     here, local = "torch-bf16-eager", ["--candidates", "local,store"]
@@ -152,18 +154,22 @@ def test_levels_on_a_real_server(smoke: Tree, behind: str, tmp_path: Path, monke
 
     first = audit(behind, tmp_path / "local", "--claim", here, *local)
     assert f"collecting {here}" in first["told"] and first["level"] == "replay"
-    assert here in first["set_at"] and first["outcome"] in ("consistent", "inconclusive")
+    own = material.load(tmp_path / "local").bundle.classes["llama"].members_of(here)[0]  # its class, as measured here
+    assert own in first["set_at"] and first["outcome"] in ("consistent", "inconclusive")
     lie = audit(behind, tmp_path / "lie", "--claim", "torch-fp32", *local)
     assert "collecting" not in lie["told"] and lie["outcome"] == "contradicted" and here in lie["members"]
 
     with Lessening(behind, "rounded-2").serving() as url:
         true = audit(url, tmp_path / "rounded", "--claim", here, *local)
-        assert true["level"] == "replay, rounded to 2 decimals" and here in true["set_at"]
+        assert true["level"] == "replay, rounded to 2 decimals" and own in true["set_at"]
         false = audit(url, tmp_path / "rounded-lie", "--claim", "torch-fp32", *local)
-        assert false["outcome"] == "contradicted" and false["failed_factors"]["dtype"] == ["fp32", "bf16"]
+        assert false["outcome"] == "contradicted" and own in false["set_at"]
+        assert {get(name).dtype for name in false["set_at"]} == {"bf16"}
+        if false["members"]:  # two decimals part bf16 from bf16 on some CPUs alone
+            assert false["failed_factors"]["dtype"] == ["fp32", "bf16"]
     with Lessening(behind, "silent").serving() as url:
         silent = audit(url, tmp_path / "text", "--claim", here, *local)
-        assert silent["level"] == "text" and here in silent["set_at"] and silent["outcome"] != "contradicted"
+        assert silent["level"] == "text" and own in silent["set_at"] and silent["outcome"] != "contradicted"
 
     weights = tmp_path / "llama-chat"
     shutil.copytree(zoo.resolve("llama").path, weights)

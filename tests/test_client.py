@@ -25,7 +25,7 @@ def question(i: int, **more: Any) -> Question:
 
 
 def talk(server: Misbehaving, work: Callable[[Endpoint], Awaitable[Any]], **more: Any) -> Any:
-    options = {"retry": QUICK, "deadline": 1.0, "concurrency": 8, "max_body": 1 << 20, **more}
+    options = {"retry": QUICK, "deadline": 60.0, "concurrency": 8, "max_body": 1 << 20, **more}
 
     async def inside() -> Any:
         async with Endpoint(server.url, KEY, **options) as endpoint:
@@ -57,7 +57,7 @@ def test_an_endless_answer_is_cut_off_early() -> None:
         before = time.monotonic()
         with pytest.raises(EndpointError, match=r"at most|as it is"):
             talk(server, lambda e: e.ask(question(0)), retry=Retry(3, 3, 0.001, 0.01))
-        assert time.monotonic() - before < 5
+        assert time.monotonic() - before < 30, "by its size, long before the deadline and the gigabyte"
 
 
 def test_a_stalled_answer_ends_at_the_deadline() -> None:

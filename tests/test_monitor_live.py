@@ -12,6 +12,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from conftest import Tree, free_port
+from hspi.platforms import get
 
 ALPHA = "0.05"  # the probe sets of the smoke tree are small
 
@@ -71,7 +72,9 @@ def test_a_swapped_server_is_an_alert_an_event_and_a_second_audit(smoke: Tree, o
         artifacts = asked(f"{api}/artifacts/filter", {})
     assert run["state"]["type"] == "FAILED" and "torch-bf16 answered" in run["state"]["message"]
     (event,) = events
-    assert event["resource"]["hspi.before"] == "torch-bf16" and event["payload"]["fits"] == ["torch-fp32"]
+    fits = event["payload"]["fits"]  # with whatever fp32 cannot be told from it on this CPU
+    assert event["resource"]["hspi.before"] == "torch-bf16" and "torch-fp32" in fits
+    assert {get(name).dtype for name in fits} == {"fp32"}
     assert again["state"]["type"] == "COMPLETED", again["state"]
     assert again["parameters"]["options"][:4] == ["--base-url", url, "--model", "llama"]
     assert f"history-{first['history']}" in {a["key"] for a in artifacts}
