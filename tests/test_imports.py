@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "hspi"
 FLOORS = [  # from the ground up; a room imports what stands below it or beside it
     {"errors", "__init__", "quiet"},
-    {"numerics", "platforms", "probes", "client", "params", "zoo", "splits", "lineage", "zoo_training", "pairs"},
+    {"numerics", "platforms", "probes", "client", "params", "zoo", "splits", "lineage", "pairs"},
     {"signatures", "border"},
     {"collect", "reference", "hypotheses", "signature_store", "silicon"},
     {"evidence", "featurize"},
