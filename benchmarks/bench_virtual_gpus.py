@@ -23,7 +23,7 @@ from virtual_verdicts import verdicts
 from virtual_world import FOREIGN, OWN, World
 
 from hspi.detectors.families import best_of, credit
-from hspi.detectors.plan_search import Answers, search
+from hspi.plan_search.search import Answers, search
 from hspi.platforms.virtual_catalogue import VIRTUAL, arithmetic_class
 from hspi.platforms.virtual_plans import PlanBook
 from hspi.quiet import be_quiet

@@ -12,9 +12,9 @@ from virtual_world import FOREIGN, World
 
 from hspi.bundle import Bundle, Observation
 from hspi.detectors.families import family_name
-from hspi.detectors.plan_search import Answers
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
+from hspi.plan_search.search import Answers
 from hspi.platforms.virtual_catalogue import virtual
 from hspi.platforms.virtual_plans import PlanBook
 from hspi.verdict import UNKNOWN

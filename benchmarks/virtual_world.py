@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi import params, probes, reference, zoo
-from hspi.detectors.plan_search import Answers, Seen, Workbench
 from hspi.evidence.aligned import likeliest, place
 from hspi.evidence.replay import F32, STATISTICS, pair_statistics
 from hspi.numerics.plans import KernelPlan
+from hspi.plan_search.search import Answers, Seen, Workbench
 from hspi.platforms import virtual_plans
 from hspi.platforms.opening import open_adapter
 from hspi.platforms.record import Platform

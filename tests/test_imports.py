@@ -14,7 +14,7 @@ FLOORS = [  # from the ground up; a room imports what stands below it or beside 
     {"signatures", "border"},
     {"collect", "reference", "hypotheses", "signature_store", "silicon"},
     {"evidence", "featurize"},
-    {"detectors"},
+    {"detectors", "plan_search"},
     {"verdict", "tuning", "evaluation", "bundle", "history"},
     {"report", "audit", "tracking", "served_model", "serve", "webhook"},
     {"stages", "judging", "monitor"},
