@@ -15,8 +15,8 @@ from hspi.detectors.families import family_name
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
 from hspi.plan_search.search import Answers
-from hspi.platforms.virtual_catalogue import virtual
-from hspi.platforms.virtual_plans import PlanBook
+from hspi.platforms.virtual.catalogue import virtual
+from hspi.platforms.virtual.plans import PlanBook
 from hspi.verdict import UNKNOWN
 
 SETTINGS = ["b1", "b4", "b7"]  # an emulated product has the same bits in every batch

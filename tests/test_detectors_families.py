@@ -17,7 +17,7 @@ from hspi.evidence.equivalence import Classes
 from hspi.featurize import classify
 from hspi.platforms import get, open_adapter
 from hspi.platforms.record import Nuisance
-from hspi.platforms.virtual_catalogue import virtual
+from hspi.platforms.virtual.catalogue import virtual
 from hspi.signatures import Header, Signature, top_k
 from hspi.verdict import UNKNOWN
 from test_platforms_adapters import contexts, make_model

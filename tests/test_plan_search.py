@@ -13,8 +13,8 @@ from hspi.plan_search.search import Answers, Seen, Workbench, design, search, un
 from hspi.plan_search.surrogate import Surrogate, influence
 from hspi.plan_search.target import Target, spacing
 from hspi.platforms import get
-from hspi.platforms.virtual_catalogue import virtual
-from hspi.platforms.virtual_plans import PLANS, PlanBook
+from hspi.platforms.virtual.catalogue import virtual
+from hspi.platforms.virtual.plans import PLANS, PlanBook
 from hspi.signatures import top_k
 
 PROBES, WIDTH, VOCABULARY = 24, 256, 96

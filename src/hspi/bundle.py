@@ -27,7 +27,7 @@ from hspi.evidence.equivalence import Classes
 from hspi.evidence.explained import explained_statistics, family_features
 from hspi.evidence.replay import F32, candidate_features, pair_features, pair_statistics, self_features
 from hspi.platforms.record import Platform
-from hspi.platforms.virtual_catalogue import ENGINE
+from hspi.platforms.virtual.catalogue import ENGINE
 from hspi.signatures import Signature
 from hspi.splits import draw
 from hspi.verdict import UNKNOWN, Verdict, decide

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.errors import ConfigError, DataError, MissingExtra
-from hspi.platforms.environments import ENVIRONMENTS
 from hspi.platforms.record import Adapter, LogProbs, Platform
+from hspi.platforms.servers.environments import ENVIRONMENTS
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -427,7 +427,7 @@ def serve(
 def _become(platform: Platform, model: str, host: str, port: int, slots: int, name: str) -> NoReturn:
     """Turn this process into the platform's own server."""
     from hspi import zoo
-    from hspi.platforms import servers
+    from hspi.platforms.servers.launch import launch
 
-    what = servers.launch(platform, zoo.resolve(model).path, host=host, port=port, name=name, slots=slots)
+    what = launch(platform, zoo.resolve(model).path, host=host, port=port, name=name, slots=slots)
     os.execve(what.command[0], what.command, what.environment)
