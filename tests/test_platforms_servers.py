@@ -203,7 +203,9 @@ def running() -> Any:
     """Our own server over a formula, on the loopback: it gives 100 alternatives at most."""
     import uvicorn
 
-    from hspi.serve import Batcher, Server, Vocabulary
+    from hspi.serve.app import Server
+    from hspi.serve.batching import Batcher
+    from hspi.serve.wire import Vocabulary
 
     app = Server(Batcher(Formula()), Vocabulary(Letters(), SIZE), "toy", limit=64).app()
     port = free_port()
