@@ -16,7 +16,8 @@ FLOORS = [  # from the ground up; a room imports what stands below it or beside 
     {"evidence", "featurize"},
     {"detectors", "plan_search"},
     {"verdict", "tuning", "evaluation", "bundle", "history"},
-    {"report", "audit", "tracking", "served_model", "serve", "webhook"},
+    {"report"},
+    {"audit", "tracking", "served_model", "serve", "webhook"},
     {"stages", "judging", "monitor"},
     {"cli", "__main__"},
 ]
