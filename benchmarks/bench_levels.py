@@ -22,7 +22,7 @@ from hspi.audit.agreement import Agreement, Rounded, Symbols, Text
 from hspi.audit.formats import BITS, BLOCKS, PROBES, Formats, formats_of
 from hspi.bundle import Bundle
 from hspi.detectors.calibration import Calibration
-from hspi.detectors.classifiers import Boosted
+from hspi.detectors.estimators import Boosted
 from hspi.evaluation.single import SingleBench
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes

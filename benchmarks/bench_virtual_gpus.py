@@ -22,7 +22,7 @@ import numpy.typing as npt
 from virtual_verdicts import verdicts
 from virtual_world import FOREIGN, OWN, World
 
-from hspi.detectors.families import best_of, credit
+from hspi.detectors.virtual_families import best_of, credit
 from hspi.plan_search.search import Answers, search
 from hspi.platforms.virtual.catalogue import VIRTUAL, arithmetic_class
 from hspi.platforms.virtual.plans import PlanBook

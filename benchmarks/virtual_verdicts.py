@@ -11,7 +11,7 @@ import numpy as np
 from virtual_world import FOREIGN, World
 
 from hspi.bundle import Bundle, Observation
-from hspi.detectors.families import family_name
+from hspi.detectors.virtual_families import family_name
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
 from hspi.plan_search.search import Answers

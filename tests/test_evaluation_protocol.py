@@ -15,11 +15,11 @@ import pytest
 import synthetic
 from hspi.detectors.training import Bench, fit_verifier
 from hspi.evaluation import protocol
+from hspi.evaluation.pairs import pair_metrics
 from hspi.evaluation.replay import ReplayReport, _held_out_platform, _joint_classes, pooled, score_samples
 from hspi.evaluation.single import PaperBench, SingleBench
 from hspi.evidence.aligned import align
 from hspi.featurize import classify
-from hspi.pairs import pair_metrics
 from synthetic import SEED, World
 
 TREES = {"n_estimators": 15, "max_depth": 3}

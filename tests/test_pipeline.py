@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 from conftest import Tree, free_port, script
 from hspi import quiet, tracking
 from hspi.cli import main
-from hspi.pairs import pair_metrics
+from hspi.evaluation.pairs import pair_metrics
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ("src/", "docs/")  # what git holds

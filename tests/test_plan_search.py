@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hspi.detectors.families import best_of, credit, family_name
+from hspi.detectors.virtual_families import best_of, credit, family_name
 from hspi.evidence.aligned import likeliest, place
 from hspi.numerics.formats import format_of, round_to
 from hspi.numerics.matmul import matmul

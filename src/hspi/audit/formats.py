@@ -28,7 +28,7 @@ from hspi.reference import cached_reference, normaliser
 if TYPE_CHECKING:
     from hspi.audit.material import Probe
     from hspi.bundle import Bundle, Observation
-    from hspi.detectors.classifiers import Boosted
+    from hspi.detectors.estimators import Boosted
     from hspi.zoo import ModelRef
 
 PROBES = 64  # asked for at this level

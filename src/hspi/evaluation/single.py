@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hspi.detectors.classifiers import Boosted, HspiLd
+from hspi.detectors.estimators import Boosted, HspiLd
 from hspi.evaluation.measures import Accuracy, macro_accuracy
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.distribution import DISTRIBUTION_FEATURES, hspi_ld

@@ -10,7 +10,7 @@ import pytest
 import synthetic
 from hspi import reference, zoo
 from hspi.bundle import Bundle, Observation
-from hspi.detectors.families import Families, family_name
+from hspi.detectors.virtual_families import Families, family_name
 from hspi.errors import DataError
 from hspi.evidence.aligned import align
 from hspi.evidence.equivalence import Classes
