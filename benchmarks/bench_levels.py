@@ -22,7 +22,7 @@ from hspi.audit.agreement import Agreement, Rounded, Symbols, Text
 from hspi.audit.formats import PROBES
 from hspi.bundle import Bundle
 from hspi.detectors.calibration import Calibration
-from hspi.detectors.classifiers import Boosted
+from hspi.detectors.estimators import Boosted
 from hspi.detectors.number_format import BITS, BLOCKS, Formats, NumberFormat, SampleBench, format_of
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes

@@ -20,7 +20,7 @@ import numpy as np
 from hspi.audit.verified import Replay
 from hspi.bundle import Bundle
 from hspi.detectors.calibration import Calibration
-from hspi.detectors.classifiers import Boosted
+from hspi.detectors.estimators import Boosted
 from hspi.detectors.verifier import VERIFIER_FEATURES
 from hspi.evidence.aligned import SLOTS, Aligned
 from hspi.evidence.equivalence import Classes

@@ -16,7 +16,7 @@ import numpy as np
 from timing import CLOCKS, Row, parser, show
 
 from hspi import params, zoo
-from hspi.detectors.classifiers import Boosted, HspiLd
+from hspi.detectors.estimators import Boosted, HspiLd
 from hspi.detectors.number_format import SampleBench
 from hspi.detectors.training import Bench, fit_verifier
 from hspi.evaluation.paper import WORDS, PaperBench

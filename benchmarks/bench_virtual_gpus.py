@@ -22,10 +22,10 @@ import numpy.typing as npt
 from virtual_verdicts import verdicts
 from virtual_world import FOREIGN, OWN, World
 
-from hspi.detectors.families import best_of, credit
-from hspi.detectors.plan_search import Answers, search
-from hspi.platforms.virtual_catalogue import VIRTUAL, arithmetic_class
-from hspi.platforms.virtual_plans import PlanBook
+from hspi.detectors.virtual_families import best_of, credit
+from hspi.plan_search.search import Answers, search
+from hspi.platforms.virtual.catalogue import VIRTUAL, arithmetic_class
+from hspi.platforms.virtual.plans import PlanBook
 from hspi.quiet import be_quiet
 
 SIZES = ((32, 20), (8, 20), (2, 20), (1, 20), (32, 5), (8, 5))

@@ -11,13 +11,13 @@ import numpy as np
 from virtual_world import FOREIGN, World
 
 from hspi.bundle import Bundle
-from hspi.detectors.families import family_name
-from hspi.detectors.plan_search import Answers
+from hspi.detectors.virtual_families import family_name
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
 from hspi.evidence.observation import Observation
-from hspi.platforms.virtual_catalogue import virtual
-from hspi.platforms.virtual_plans import PlanBook
+from hspi.plan_search.search import Answers
+from hspi.platforms.virtual.catalogue import virtual
+from hspi.platforms.virtual.plans import PlanBook
 from hspi.verdict import UNKNOWN
 
 SETTINGS = ["b1", "b4", "b7"]  # an emulated product has the same bits in every batch

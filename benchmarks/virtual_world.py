@@ -10,20 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi import params, probes, reference, zoo
-from hspi.detectors.plan_search import Answers, Seen, Workbench
 from hspi.evidence.aligned import likeliest, place
 from hspi.evidence.replay import F32, STATISTICS, pair_statistics
 from hspi.numerics.plans import KernelPlan
-from hspi.platforms import virtual_plans
+from hspi.plan_search.search import Answers, Seen, Workbench
 from hspi.platforms.opening import open_adapter
 from hspi.platforms.record import Platform
-from hspi.platforms.virtual_catalogue import VIRTUAL, arithmetic_class, units_of
-from hspi.platforms.virtual_plans import PlanBook
+from hspi.platforms.virtual.catalogue import VIRTUAL, arithmetic_class, units_of
+from hspi.platforms.virtual.plans import PLANS, PlanBook
 from hspi.signatures import top_k
 
 DISTANCE = STATISTICS.index("log_distance")
 MANTISSA = {"fp16": (10, 10), "bf16": (7, 7), "tf32": (23, 10), "fp8": (7, 7), "fp8t": (7, 7)}
-OWN = tuple(virtual_plans.PLANS)  # the library's
+OWN = tuple(PLANS)  # the library's
 # Plans that neither the library nor the search has.
 FOREIGN = {
     "k3": KernelPlan(split_k=3),
@@ -31,7 +30,7 @@ FOREIGN = {
     "rot": KernelPlan(order="rotated"),
     "k4h": KernelPlan(split_k=4, workspace="bf16"),
 }
-virtual_plans.PLANS.update(FOREIGN)
+PLANS.update(FOREIGN)
 
 
 class World:

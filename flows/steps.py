@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hspi.errors import HspiError
-from hspi.pairs import pair_matrix
+from hspi.evaluation.pairs import pair_matrix
 from hspi.quiet import be_quiet
 
 be_quiet()  # before Prefect reads its settings

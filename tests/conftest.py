@@ -81,10 +81,11 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def smoke_script() -> Any:
-    spec = util.spec_from_file_location("smoke", ROOT / "scripts" / "smoke.py")
+def script(name: str) -> Any:
+    """scripts/NAME.py as a module."""
+    spec = util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec and spec.loader
-    module = util.module_from_spec(spec)
+    module = sys.modules[name] = util.module_from_spec(spec)  # dataclasses look their own module up
     spec.loader.exec_module(module)
     return module
 
@@ -92,7 +93,7 @@ def smoke_script() -> Any:
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
     """Every stage has run here from the shipped state."""
-    tree = Tree(smoke_script().make_smoke(tmp_path_factory.mktemp("smoke") / "tree"))
+    tree = Tree(script("smoke").make_smoke(tmp_path_factory.mktemp("smoke") / "tree"))
     tree.run("dvc", "pull", "--quiet", "data/zoo.dvc")
     tree.run("dvc", "repro")
     yield tree

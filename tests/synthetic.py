@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.bundle import Bundle
-from hspi.detectors.classifiers import Boosted
+from hspi.detectors.estimators import Boosted
 from hspi.detectors.number_format import NumberFormat, SampleBench
 from hspi.detectors.training import Bench, calibrate, fit_verifier
 from hspi.evidence.aligned import SLOTS, Aligned, align

@@ -16,11 +16,11 @@ import synthetic
 from hspi.detectors.number_format import SampleBench
 from hspi.detectors.training import Bench, fit_verifier
 from hspi.evaluation import protocol
+from hspi.evaluation.pairs import pair_metrics
 from hspi.evaluation.paper import PaperBench
 from hspi.evaluation.replay import ReplayReport, _held_out_platform, _joint_classes, pooled, score_samples
 from hspi.evidence.aligned import align
 from hspi.featurize import classify
-from hspi.pairs import pair_metrics
 from synthetic import SEED, World
 
 TREES = {"n_estimators": 15, "max_depth": 3}

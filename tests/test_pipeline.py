@@ -18,10 +18,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from conftest import Tree, free_port, smoke_script
+from conftest import Tree, free_port, script
 from hspi import quiet, tracking
 from hspi.cli import main
-from hspi.pairs import pair_metrics
+from hspi.evaluation.pairs import pair_metrics
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ("src/", "docs/")  # what git holds
@@ -144,7 +144,7 @@ def test_constraints_hold_no_build_that_only_one_index_knows() -> None:
 def test_smoke_parameters_are_valid_and_small() -> None:
     from hspi import params
 
-    small = smoke_script().reduce(PARAMS)
+    small = script("smoke").reduce(PARAMS)
     built = params._build(params.Params, small, "params.yaml")
     assert 3 <= len(built.platforms) <= 4 and len(built.models) == 2
     assert set(built.platforms) <= set(PARAMS["platforms"]) and set(small) == set(PARAMS)

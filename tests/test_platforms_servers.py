@@ -18,11 +18,11 @@ import pytest
 from conftest import ROOT, Tree, answers, free_port
 from hspi.errors import ConfigError, EndpointError, ModelError, PlatformError
 from hspi.platforms import CATALOGUE, availability, get
-from hspi.platforms import servers as serving
 from hspi.platforms.convert import cache_folder
-from hspi.platforms.endpoint import EndpointAdapter, attach, read_rows
-from hspi.platforms.environments import ENVIRONMENTS
-from hspi.platforms.gguf import FORMATS, gguf_file, gguf_place
+from hspi.platforms.servers import launch as serving
+from hspi.platforms.servers.endpoint import EndpointAdapter, attach, read_rows
+from hspi.platforms.servers.environments import ENVIRONMENTS
+from hspi.platforms.servers.gguf import FORMATS, gguf_file, gguf_place
 from hspi.signatures import Signature, read_signature
 from test_serve import SIZE, Formula, Letters
 
@@ -203,7 +203,9 @@ def running() -> Any:
     """Our own server over a formula, on the loopback: it gives 100 alternatives at most."""
     import uvicorn
 
-    from hspi.serve import Batcher, Server, Vocabulary
+    from hspi.serve.app import Server
+    from hspi.serve.batching import Batcher
+    from hspi.serve.wire import Vocabulary
 
     app = Server(Batcher(Formula()), Vocabulary(Letters(), SIZE), "toy", limit=64).app()
     port = free_port()
@@ -303,7 +305,7 @@ def test_closing_a_server_ends_what_it_started(tmp_path: Path) -> None:
 
 def test_a_kill_of_the_owner_ends_the_server_and_what_it_started(tmp_path: Path) -> None:
     owner = (
-        "import os, sys, time; from pathlib import Path; from hspi.platforms.servers import Launch, Server\n"
+        "import os, sys, time; from pathlib import Path; from hspi.platforms.servers.launch import Launch, Server\n"
         "s = Server(Launch([sys.executable, '-c', sys.argv[1]], dict(os.environ)), '', Path(sys.argv[2]))\n"
         "time.sleep(60)"
     )

@@ -17,7 +17,9 @@ import pytest
 
 from conftest import ROOT, answers, free_port
 from hspi.platforms.batches import BatchAdapter
-from hspi.serve import Batcher, Server, Vocabulary, choose
+from hspi.serve.app import Server, choose
+from hspi.serve.batching import Batcher
+from hspi.serve.wire import Vocabulary
 
 SIZE = 50
 

@@ -16,8 +16,7 @@ import pytest
 
 from hspi import tracking
 from hspi.errors import DataError
-from hspi.lineage import dvc_md5s, evaluation_set_hash
-from hspi.pairs import pair_matrix, pair_metrics
+from hspi.tracking.lineage import dvc_md5s, evaluation_set_hash
 
 PAIRS = """level,split,model,platform_a,platform_b,accuracy,n
 replay,probes,llama,torch-bf16,ort-fp32,1.0,300
@@ -157,24 +156,6 @@ def test_logging_an_evaluation_again_changes_nothing(root: Path, train: Train) -
     assert not tracking.log_evaluation(run["run_id"], GOOD, "reports/tables")
     with tracking.open_store(root) as client:
         assert len(client.get_metric_history(run["run_id"], "replay.probes.macro_accuracy")) == 1
-
-
-def test_names_that_mlflow_refuses_are_mended(tmp_path: Path) -> None:
-    table = tmp_path / "pairs.csv"
-    table.write_text("level,split,platform_a,platform_b,accuracy,n\nreplay,probes,a+b (2),c/d,0.5,1\n")
-    assert set(pair_metrics(table)) >= {"pair.a_b _2_/c_d.accuracy"}
-    assert pair_matrix(table)[0] == {"platform": "a+b (2)", "a+b (2)": "", "c/d": "0.5000"}
-
-
-@pytest.mark.parametrize("text", ["", "level,split\nreplay,probes\n", PAIRS.replace("0.9", "good")])
-def test_a_broken_pair_table_is_one_clear_line(tmp_path: Path, text: str) -> None:
-    table = tmp_path / "pairs.csv"
-    table.write_text(text)
-    if not text:
-        assert pair_metrics(table) == {}
-        return
-    with pytest.raises(DataError, match="must hold level, split"):
-        pair_metrics(table)
 
 
 def better(by: float = 0.0, one: float = 0.0) -> dict[str, float]:

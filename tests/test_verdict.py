@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hspi.detectors.calibration import Calibration, fit_temperature
-from hspi.detectors.families import Families
+from hspi.detectors.virtual_families import Families
 from hspi.errors import DataError
 from hspi.verdict import EXITS, UNKNOWN, Verdict, decide
 

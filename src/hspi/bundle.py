@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hspi.detectors.calibration import Calibration
-from hspi.detectors.classifiers import Boosted
-from hspi.detectors.families import Families
+from hspi.detectors.estimators import Boosted
 from hspi.detectors.number_format import NumberFormat
 from hspi.detectors.training import OWN_SAMPLES
 from hspi.detectors.verifier import Comparisons, class_scores, self_scores
+from hspi.detectors.virtual_families import Families
 from hspi.errors import DataError, UnknownName
 from hspi.evidence.aligned import Aligned, place
 from hspi.evidence.equivalence import Classes

@@ -184,7 +184,7 @@ def collect_running(
 
     Raises EndpointError where it does not answer with log-probabilities by token id.
     """
-    from hspi.platforms.endpoint import attach
+    from hspi.platforms.servers.endpoint import attach
 
     jobs = [Job(platform, model, s, n, Path(root)) for s in specs for n in nuisances]
     return collect_model(platform, model, jobs, tick, lambda p, path, _: attach(url, served, p, path))

@@ -106,7 +106,7 @@ def train(p: Params, step: Step) -> dict[str, Any]:
     """The detector that ships: fitted on every setting and platform, judged by `evaluate` on what it never saw."""
     from hspi import tracking
     from hspi.bundle import Bundle
-    from hspi.detectors.classifiers import Boosted
+    from hspi.detectors.estimators import Boosted
     from hspi.detectors.number_format import NumberFormat, SampleBench
     from hspi.detectors.training import Bench, calibrate, fit_verifier
 

@@ -17,7 +17,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from hspi.detectors.calibration import fit_temperature
-from hspi.detectors.classifiers import Boosted
+from hspi.detectors.estimators import Boosted
 from hspi.detectors.training import TRAINING_SIZES, Bench, fit_verifier
 from hspi.detectors.verifier import class_scores, score, tabulate
 from hspi.splits import draw

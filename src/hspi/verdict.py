@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hspi.detectors.calibration import Calibration, Floats
-from hspi.detectors.families import Families
+from hspi.detectors.virtual_families import Families
 from hspi.errors import Exit
 
 UNKNOWN = "unknown"

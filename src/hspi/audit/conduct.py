@@ -25,7 +25,7 @@ from hspi.audit.plan import Plan, make_plan
 from hspi.audit.records import Records, check_seal, is_sealed, seal
 from hspi.audit.scoring import Evidence, Scorer
 from hspi.client import Endpoint, Invalid, Question
-from hspi.detectors.families import Families
+from hspi.detectors.virtual_families import Families
 from hspi.errors import ConfigError, DataError
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.observation import Observation

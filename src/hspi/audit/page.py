@@ -1,4 +1,4 @@
-"""The report of one audit: one file that loads nothing. Whatever an endpoint sent is escaped."""
+"""The report of one audit. Whatever an endpoint sent is escaped."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 
 from hspi.audit.material import Material
 from hspi.audit.plan import Plan
+from hspi.report.html import page
 from hspi.verdict import Verdict
 
 _STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
-h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse;width:100%}
-td,th{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #ddd;vertical-align:top;overflow-wrap:anywhere}
+body{max-width:52rem}h1{font-size:1.5rem}h2{margin-top:2rem}table{font-size:inherit}
+td,th{padding:.25rem .6rem;overflow-wrap:anywhere}th{color:inherit;border-color:var(--line)}
 .bar{background:#4c78a8;height:.7rem;display:inline-block}.outcome{font-weight:700}
 .contradicted{color:#a8071a}.consistent,.identified{color:#135200}.inconclusive,.unknown{color:#874d00}
 """
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def write(path: Path, plan: Plan, found: Verdict, material: Material) -> None:
@@ -44,34 +45,31 @@ def html(plan: Plan, found: Verdict, material: Material) -> str:
         ("not told apart", "; ".join(", ".join(c) for c in found.not_told_apart)),
         ("to tell more", found.to_tell_more),
     ]
-    return "\n".join(
-        [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-            f"<title>hspi audit: {escape(found.outcome)}</title><style>{_STYLE}</style></head><body>",
-            f'<h1>Audit: <span class="outcome {kind}">{escape(found.outcome)}</span></h1>',
-            f"<p>{escape(found.why)}.</p>",
-            _table(facts),
-            _factors(found),
-            _evidence(found, material),
-            _formats(found),
-            "<h2>Level, plan and use</h2>",
-            _table(
-                [
-                    ("level of evidence", f"{plan.level}: {plan.why}"),
-                    ("what it can tell", LIMITS[kind_of(plan)]),
-                    ("candidates", f"{plan.candidates} platforms in {plan.classes} classes"),
-                    ("asked at most", f"{len(plan.probes)} questions of one token"),
-                    ("used", f"{found.requests} requests, {found.prompt_tokens} + {found.output_tokens} tokens"),
-                    ("unusable answers", found.unusable),
-                    ("cost", found.cost),
-                ]
-            ),
-            "<h2>Versions</h2>",
-            _table(sorted(material.facts.items())),
-            "</body></html>\n",
-        ]
-    )  # fmt: skip
+    body = [
+        f'<h1>Audit: <span class="outcome {kind}">{escape(found.outcome)}</span></h1>',
+        f"<p>{escape(found.why)}.</p>",
+        _table(facts),
+        _factors(found),
+        _evidence(found, material),
+        _formats(found),
+        "<h2>Level, plan and use</h2>",
+        _table(_use(plan, found)),
+        "<h2>Versions</h2>",
+        _table(sorted(material.facts.items())),
+    ]
+    return page(f"hspi audit: {found.outcome}", "\n".join(body), style=_STYLE, policy=_POLICY)
+
+
+def _use(plan: Plan, found: Verdict) -> list[tuple[str, Any]]:
+    return [
+        ("level of evidence", f"{plan.level}: {plan.why}"),
+        ("what it can tell", LIMITS[kind_of(plan)]),
+        ("candidates", f"{plan.candidates} platforms in {plan.classes} classes"),
+        ("asked at most", f"{len(plan.probes)} questions of one token"),
+        ("used", f"{found.requests} requests, {found.prompt_tokens} + {found.output_tokens} tokens"),
+        ("unusable answers", found.unusable),
+        ("cost", found.cost),
+    ]
 
 
 def _table(rows: list[tuple[str, Any]]) -> str:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from hspi.audit.sequential import Martingales, log_mean
 from hspi.bundle import Bundle
-from hspi.detectors.families import Families
+from hspi.detectors.virtual_families import Families
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32

@@ -33,7 +33,7 @@ def serve(platform_id: str, model: str, host: str, port: int, max_batch: int, se
     \b
     Example:  hspi serve --platform torch-bf16 --model llama --port 8000
     """
-    from hspi import serve as serving
+    from hspi.serve import app as serving
 
     serving.serve(platform_id, model, host=host, port=port, max_batch=max_batch, name=served_name)
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from hspi.detectors.classifiers import Boosted
+from hspi.detectors.estimators import Boosted
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.distribution import DISTRIBUTION_FEATURES, GRID_BITS, grid_statistics
 from hspi.evidence.equivalence import Classes

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hspi.detectors.calibration import Calibration, fit_temperature
-from hspi.detectors.classifiers import Boosted
+from hspi.detectors.estimators import Boosted
 from hspi.detectors.unsteady import origin, with_twins
 from hspi.detectors.verifier import (
     MONOTONE,

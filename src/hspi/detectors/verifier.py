@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hspi.detectors.classifiers import Boosted
+from hspi.detectors.estimators import Boosted
 from hspi.errors import DataError
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes

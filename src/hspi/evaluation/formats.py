@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hspi.detectors.classifiers import Boosted
+from hspi.detectors.estimators import Boosted
 from hspi.detectors.number_format import PROBES, SampleBench, Samples
 from hspi.evaluation.measures import Accuracy, macro_accuracy, mean_of
 from hspi.evidence.replay import F32

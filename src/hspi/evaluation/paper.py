@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hspi.detectors.classifiers import HspiLd
+from hspi.detectors.estimators import HspiLd
 from hspi.evaluation.measures import Accuracy, macro_accuracy, mean_of
 from hspi.evidence.distribution import hspi_ld
 from hspi.evidence.equivalence import Classes

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.detectors.calibration import Calibration
-from hspi.detectors.classifiers import Boosted
+from hspi.detectors.estimators import Boosted
 from hspi.detectors.training import Bench, calibrate, fit_verifier
 from hspi.detectors.verifier import Table, class_scores, score, tabulate
 from hspi.evaluation.measures import Accuracy, auroc, macro_accuracy, pair_accuracies, reliability, wilson

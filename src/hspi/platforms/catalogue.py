@@ -6,7 +6,7 @@ from typing import Any
 
 from hspi.errors import UnknownName
 from hspi.platforms.record import Platform
-from hspi.platforms.virtual_catalogue import VIRTUAL, family
+from hspi.platforms.virtual.catalogue import VIRTUAL, family
 
 # oneDNN, ATen and MKL each choose code paths by themselves, so a cap tells all three. MKL obeys
 # MKL_ENABLE_INSTRUCTIONS on Intel CPUs alone; on an AMD EPYC it changed no bit, and MKL_CBWR knew COMPATIBLE only.

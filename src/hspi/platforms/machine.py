@@ -12,8 +12,8 @@ from importlib import metadata, util
 from pathlib import Path
 
 from hspi.errors import MissingExtra, PlatformError
-from hspi.platforms import environments
 from hspi.platforms.record import Availability, Platform
+from hspi.platforms.servers import environments
 
 # Every variable by which a CPU library picks its code paths. A platform owns all of them: one that it does not name
 # is removed, so that no platform inherits another's cap.

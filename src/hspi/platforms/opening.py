@@ -14,9 +14,9 @@ ADAPTERS = {
     "onnx": "hspi.platforms.onnx:OnnxAdapter",
     "openvino": "hspi.platforms.openvino:OpenVinoAdapter",
     "ctranslate2": "hspi.platforms.ctranslate2:CTranslate2Adapter",
-    "virtual-gpu": "hspi.platforms.virtual_gpu:VirtualGpuAdapter",
-    "vllm": "hspi.platforms.endpoint:start",
-    "llama.cpp": "hspi.platforms.endpoint:start",
+    "virtual-gpu": "hspi.platforms.virtual.gpu:VirtualGpuAdapter",
+    "vllm": "hspi.platforms.servers.endpoint:start",
+    "llama.cpp": "hspi.platforms.servers.endpoint:start",
 }
 
 

@@ -20,13 +20,13 @@ def build(
     benchmarks/bench_virtual_gpus.py wrote, or None. A picture whose table is not there is left out. Raises DataError
     if a file is not what it must be; then nothing is written.
     """
-    from hspi.report.figures import draw
-    from hspi.report.page import render
+    from hspi.report import figures, residuals
+    from hspi.report.evaluation import render
     from hspi.report.read import read
     from hspi.report.virtual import section
 
     evaluation = read(Path(tables), Path(metrics), features)
-    pictures = draw(evaluation)
+    pictures = [*figures.draw(evaluation), *residuals.draw(evaluation)]
     html = render(evaluation, pictures, [] if virtual_gpus is None else [section(virtual_gpus)])
     out = Path(out)
     paths = [_put(out / "figures" / f"{p.name}.png", p.png) for p in pictures]

@@ -1,4 +1,4 @@
-"""The pictures, as PNG. Drawn without pyplot, so that nothing global is touched; the same tables give the same bytes.
+"""The pictures of an evaluation's tables.
 
 Blue is above 0.99 and orange below, in every picture that shows an accuracy; both differ in lightness too, for print
 and for eyes that do not tell them apart.
@@ -7,64 +7,23 @@ and for eyes that do not tell them apart.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hspi.report.drawing import BLUE, GREY, INKS, ORANGE, Picture, figure, picture, styled
 from hspi.report.headlines import PAPER_PROBES, rate
 from hspi.report.read import MARKS, Evaluation, PairMatrix, number, pair_matrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 STEPS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
 SHADES = ("#7f2704", "#a63603", "#d94801", "#f16913", "#fd8d3c", "#fdae6b", "#fdd0a2", "#9ecae1", "#c6dbef", "#eaf3fb")
-INKS = {"real": "#1d3557", "capped": "#b35806", "emulated": "#7b3294"}
-GREY, BLUE, ORANGE = "#5c6770", "#2166ac", "#d94801"
-STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#8a949c",
-    "axes.labelcolor": "#30373d",
-    "xtick.color": "#5c6770",
-    "ytick.color": "#5c6770",
-    "axes.grid": True,
-    "grid.color": "#e3e7ea",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    name: str
-    png: bytes
-    alt: str
-
-
-def figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
-
-
-def picture(name: str, fig: Figure, alt: str) -> Picture:
-    out = BytesIO()
-    fig.savefig(out, format="png", bbox_inches="tight", pad_inches=0.08, metadata={"Software": None})
-    return Picture(name, out.getvalue(), alt)
 
 
 def draw(evaluation: Evaluation) -> list[Picture]:
-    """Every picture whose tables are there, in the order of the page."""
-    import matplotlib
-
-    from hspi.report import residuals
-
+    """Every picture whose table is there."""
     makers: list[tuple[Callable[[Evaluation], Picture | None], str]] = [
         (matrix, "pair_accuracy"),
         (tokens, "accuracy_by_tokens"),
@@ -72,9 +31,9 @@ def draw(evaluation: Evaluation) -> list[Picture]:
         (reliability, "reliability"),
         (factors, "by_factor"),
     ]
-    with matplotlib.rc_context(STYLE):
+    with styled():
         made = [make(evaluation) for make, table in makers if table in evaluation.tables]
-        return [p for p in (*made, *residuals.draw(evaluation)) if p]
+    return [p for p in made if p]
 
 
 # ---------------------------------------------------------------- pairs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from datetime import datetime
 from html import escape
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from hspi.errors import ConfigError
 from hspi.history import FAILED, Entry
-from hspi.report.figures import BLUE, GREY, ORANGE, STYLE, Picture, figure, picture
+from hspi.report.drawing import BLUE, GREY, ORANGE, Picture, figure, picture, styled
+from hspi.report.html import image, page
 from hspi.verdict import UNKNOWN
 
 if TYPE_CHECKING:
@@ -42,12 +42,10 @@ def write(path: Path, entries: Sequence[Entry], title: str) -> None:
 
 
 def draw(entries: Sequence[Entry], title: str) -> Picture:
-    import matplotlib
-
     if not entries:
         raise ConfigError("a history must hold an audit before it can be drawn, but it holds none")
     rows = _rows(entries)
-    with matplotlib.rc_context(STYLE):
+    with styled():
         fig = figure(8.2, 2.3 + 0.36 * len(rows))
         upper, lower = fig.subplots(2, 1, sharex=True, height_ratios=[0.9 + 0.36 * len(rows), 0.7])
         _classes(upper, entries, rows)
@@ -128,26 +126,17 @@ def _tokens(ax: Axes, entries: Sequence[Entry]) -> None:
 
 # ---------------------------------------------------------------- page
 
-PAGE = """
-body{margin:0 auto;max-width:62rem;padding:1.5rem 1.1rem 4rem;font:16px/1.5 system-ui,sans-serif;color:#20262b}
-h1{font-size:1.4rem;overflow-wrap:anywhere}img{max-width:100%;height:auto}.wide{overflow-x:auto}
-table{border-collapse:collapse;font-size:.88rem;width:100%}
-th,td{text-align:left;padding:.36rem .8rem .36rem 0;border-bottom:1px solid #dde2e6;vertical-align:top}
-th{color:#5c6770}td.n{text-align:right;font-variant-numeric:tabular-nums}tr.alert td{background:#fdecea}
-td.t{white-space:nowrap}"""
+_PAGE = """
+h1{font-size:1.4rem;overflow-wrap:anywhere}img{max-width:100%;height:auto}
+tr.alert td{background:#fdecea}td.t{white-space:nowrap}
+"""
 
 
 def _page(drawn: Picture, entries: Sequence[Entry], title: str) -> str:
     rows = "".join(_html_row(e) for e in reversed(entries))
-    image = base64.b64encode(drawn.png).decode()
     heads = "".join(f"<th>{name}</th>" for name in ("time, UTC", "outcome", "class", "what it said", "p", "tokens"))
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{PAGE}</style></head><body>'
-        f"<h1>{escape(title)}</h1>"
-        f'<img alt="{escape(drawn.alt)}" src="data:image/png;base64,{image}">'
-        f'<div class="wide"><table><tr>{heads}</tr>{rows}</table></div></body></html>\n'
-    )
+    table = f'<div class="wide"><table><tr>{heads}</tr>{rows}</table></div>'
+    return page(title, f"<h1>{escape(title)}</h1>{image(drawn.alt, drawn.png)}{table}", style=_PAGE)
 
 
 def _html_row(e: Entry) -> str:

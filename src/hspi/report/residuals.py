@@ -6,7 +6,7 @@ import numpy as np
 
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.residual import OCTAVES, gather
-from hspi.report.figures import BLUE, GREY, INKS, ORANGE, Picture, figure, picture
+from hspi.report.drawing import BLUE, GREY, INKS, ORANGE, Picture, figure, picture, styled
 from hspi.report.read import Evaluation
 
 TOKENS = 20
@@ -19,7 +19,8 @@ def draw(evaluation: Evaluation) -> list[Picture]:
         return []
     data = evaluation.features[0]
     chosen = varied(data, evaluation.ordered(data.platform_ids()))
-    return [one_probe(evaluation, data, chosen[:PANELS]), sizes(evaluation, data, chosen[:RIDGES])]
+    with styled():
+        return [one_probe(evaluation, data, chosen[:PANELS]), sizes(evaluation, data, chosen[:RIDGES])]
 
 
 def varied(data: Aligned, ordered: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hspi.errors import DataError
 from hspi.report.headlines import rate
-from hspi.report.page import Section, table
+from hspi.report.html import Section, table
 
 CONDITIONS = {  # as benchmarks/bench_virtual_gpus.py names them
     "plan in the library": "in the library",

@@ -9,8 +9,8 @@ import numpy as np
 from hspi import params, probes, zoo
 from hspi.platforms import get, open_adapter
 from hspi.platforms.record import Adapter, Platform
-from hspi.platforms.virtual_catalogue import VIRTUAL
-from hspi.platforms.virtual_plans import PLANS, PlanBook
+from hspi.platforms.virtual.catalogue import VIRTUAL
+from hspi.platforms.virtual.plans import PLANS, PlanBook
 
 
 def compare_model(architecture: str, model: str, dtype: str, real: Platform | None = None, count: int = 32) -> Any:

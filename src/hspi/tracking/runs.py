@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hspi.lineage import dvc_md5s
-from hspi.pairs import pair_metrics
+from hspi.evaluation.pairs import pair_metrics
+from hspi.tracking.lineage import dvc_md5s
 from hspi.tracking.store import experiment_id, open_store
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _REQUIREMENTS = ("numpy", "pandas", "pyarrow", "safetensors", "scikit-learn", "xgboost-cpu")
 _BATCH = 1000  # metrics that MLflow takes in one call
-_SERVED = Path(__file__).parent.with_name("served_model.py")
+_SERVED = Path(__file__).with_name("served_model.py")
 
 
 class Trial(Protocol):

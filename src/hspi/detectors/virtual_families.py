@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hspi.errors import DataError
 from hspi.evidence.equivalence import Classes
 from hspi.platforms.record import Platform
-from hspi.platforms.virtual_catalogue import ENGINE, arithmetic_class
+from hspi.platforms.virtual.catalogue import ENGINE, arithmetic_class
 
 Floats = npt.NDArray[np.floating]
 

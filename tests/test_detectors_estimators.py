@@ -12,7 +12,7 @@ from sklearn.datasets import make_classification
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from hspi.detectors.classifiers import Boosted, HspiLd
+from hspi.detectors.estimators import Boosted, HspiLd
 from hspi.errors import DataError
 
 SKETCH = "histogram cuts and row subsampling see rows, not weights: repeating a row is not the same as doubling it"

@@ -13,8 +13,8 @@ from hspi.numerics.batched import matmul_batched
 from hspi.numerics.formats import format_of, round_to
 from hspi.numerics.matmul import matmul
 from hspi.platforms import CATALOGUE, get, open_adapter
-from hspi.platforms.virtual_catalogue import VIRTUAL, alike, arithmetic_class, family, virtual
-from hspi.platforms.virtual_plans import PLANS, PlanBook
+from hspi.platforms.virtual.catalogue import VIRTUAL, alike, arithmetic_class, family, virtual
+from hspi.platforms.virtual.plans import PLANS, PlanBook
 from test_platforms_adapters import ARCHITECTURES, check_conformance, contexts, make_model
 
 LENGTHS = (64, 128, 16, 12)  # of K in the tiny models, attention over a context of 12 included
@@ -138,7 +138,7 @@ def test_a_batch_of_products_has_the_bits_of_each(plan):
 def test_a_product_that_is_not_known_is_refused(models):
     import torch
 
-    from hspi.platforms.virtual_gpu import _mode
+    from hspi.platforms.virtual.gpu import _mode
 
     adapter = open_adapter(get("vgpu-a100-bf16-k1"), models["llama"])
     with _mode(adapter), pytest.raises(PlatformError, match="einsum"):

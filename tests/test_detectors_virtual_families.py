@@ -10,7 +10,7 @@ import pytest
 import synthetic
 from hspi import reference, zoo
 from hspi.bundle import Bundle
-from hspi.detectors.families import Families, family_name
+from hspi.detectors.virtual_families import Families, family_name
 from hspi.errors import DataError
 from hspi.evidence.aligned import align
 from hspi.evidence.equivalence import Classes
@@ -18,7 +18,7 @@ from hspi.evidence.observation import Observation
 from hspi.featurize import classify
 from hspi.platforms import get, open_adapter
 from hspi.platforms.record import Nuisance
-from hspi.platforms.virtual_catalogue import virtual
+from hspi.platforms.virtual.catalogue import virtual
 from hspi.signatures import Header, Signature, top_k
 from hspi.verdict import UNKNOWN, decide
 from test_platforms_adapters import contexts, make_model

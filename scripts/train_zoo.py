@@ -1,4 +1,6 @@
-"""How the models in data/zoo were made: corpus, tokenizer, training, each seeded. `python -m hspi.zoo_training --help`.
+"""Makes the models in data/zoo: corpus, tokenizer, training, each seeded.
+
+    python scripts/train_zoo.py --model llama --out data/zoo/llama
 
 The text is English that Debian's packages carry and whose licence allows this use. It is fetched into a cache folder
 and never committed; `training.json` beside the weights names each package with its version. Training runs on one

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from hspi.numerics.architectures import ARCHITECTURES, GPUS, UNITS, Unit, unit
 from hspi.numerics.plans import PADDING, KernelPlan, schedule
 from hspi.platforms.record import Platform
-from hspi.platforms.virtual_plans import PLANS, PlanBook
+from hspi.platforms.virtual.plans import PLANS, PlanBook
 
 ENGINE = "virtual-gpu"
 NOTE = "matrix products bit by bit after published models of the hardware, not compared with silicon"

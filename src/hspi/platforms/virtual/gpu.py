@@ -23,8 +23,8 @@ from hspi.numerics.matmul import Packed, matmul, pack_b
 from hspi.platforms.batches import BatchAdapter, Logits
 from hspi.platforms.pytorch import load
 from hspi.platforms.record import Platform
-from hspi.platforms.virtual_catalogue import FP8_TYPES, TF32_TYPES, units_of
-from hspi.platforms.virtual_plans import PlanBook
+from hspi.platforms.virtual.catalogue import FP8_TYPES, TF32_TYPES, units_of
+from hspi.platforms.virtual.plans import PlanBook
 
 STORAGE = {"fp16": "fp16", "bf16": "bf16", "tf32": "fp32"}
 LARGEST = {"e4m3": 448.0, "e4m3fnuz": 240.0}

@@ -1,6 +1,6 @@
 """Detectors that read one observation: the paper's linear SVM, and gradient-boosted trees.
 
-scikit-learn estimators; `tests/test_detectors_classifiers.py` runs scikit-learn's own conformance checks on each.
+scikit-learn estimators; `tests/test_detectors_estimators.py` runs scikit-learn's own conformance checks on each.
 """
 
 from __future__ import annotations

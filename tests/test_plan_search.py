@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hspi.detectors.families import best_of, credit, family_name
-from hspi.detectors.plan_search import Answers, Seen, Workbench, design, search, uniform
-from hspi.detectors.plan_surrogate import Surrogate, influence
-from hspi.detectors.plan_target import Target, spacing
+from hspi.detectors.virtual_families import best_of, credit, family_name
 from hspi.evidence.aligned import likeliest, place
 from hspi.numerics.formats import format_of, round_to
 from hspi.numerics.matmul import matmul
+from hspi.plan_search.search import Answers, Seen, Workbench, design, search, uniform
+from hspi.plan_search.surrogate import Surrogate, influence
+from hspi.plan_search.target import Target, spacing
 from hspi.platforms import get
-from hspi.platforms.virtual_catalogue import virtual
-from hspi.platforms.virtual_plans import PLANS, PlanBook
+from hspi.platforms.virtual.catalogue import virtual
+from hspi.platforms.virtual.plans import PLANS, PlanBook
 from hspi.signatures import top_k
 
 PROBES, WIDTH, VOCABULARY = 24, 256, 96

@@ -1,4 +1,4 @@
-"""Inference servers in environments of their own: the commands that start one, and its process.
+"""How an inference server is started, and its process: in an environment of its own, with the platform's flags.
 
 Nothing of a server is imported here: it is asked over HTTP (endpoint.py).
 """
@@ -20,10 +20,10 @@ from urllib.request import ProxyHandler, build_opener
 
 from hspi.errors import ModelError, PlatformError
 from hspi.platforms.convert import cache_folder
-from hspi.platforms.environments import environment, stands, why_not
-from hspi.platforms.gguf import gguf_file
 from hspi.platforms.machine import ISA_VARIABLES
 from hspi.platforms.record import Platform
+from hspi.platforms.servers.environments import environment, stands, why_not
+from hspi.platforms.servers.gguf import gguf_file
 
 APART = Path(__file__).parent / "apart"
 LONGEST = 2048  # tokens of prompt and answer, where the model allows as many

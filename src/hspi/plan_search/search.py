@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from hspi.detectors.plan_surrogate import Codes, Surrogate
-from hspi.detectors.plan_target import Target
 from hspi.evidence.replay import F32, STATISTICS, pair_statistics
-from hspi.platforms.virtual_catalogue import walk
-from hspi.platforms.virtual_plans import PLANS, PlanBook
+from hspi.plan_search.surrogate import Codes, Surrogate
+from hspi.plan_search.target import Target
+from hspi.platforms.virtual.catalogue import walk
+from hspi.platforms.virtual.plans import PLANS, PlanBook
 
 _EQUAL, _SHARED = (STATISTICS.index(n) for n in ("equal", "shared"))
 STARTS = 6  # random ones of each descent over books, which costs next to nothing beside a run

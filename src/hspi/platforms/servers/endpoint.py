@@ -24,10 +24,11 @@ import numpy.typing as npt
 
 from hspi.client import shown_url
 from hspi.errors import ConfigError, EndpointError, PlatformError
-from hspi.platforms import environments, servers
 from hspi.platforms.batches import check_contexts, continue_greedily
 from hspi.platforms.convert import cache_folder, weights_hash
 from hspi.platforms.record import Context, LogProbs, Platform
+from hspi.platforms.servers import environments
+from hspi.platforms.servers.launch import Server, flags, launch
 
 # Alternatives to ask for, the most first. Signatures keep 256 at most, and printing 4,096 takes longer than the model.
 LADDER = (512, 256, 100, 64, 20)
@@ -46,7 +47,7 @@ class EndpointAdapter:
         vocab_size: int,
         facts: dict[str, str],
         extra: dict[str, Any] | None = None,
-        server: servers.Server | None = None,
+        server: Server | None = None,
         usual: int = 0,
     ) -> None:
         """usual: so many alternatives are asked for by themselves too, where bits depend on how many are asked."""
@@ -114,11 +115,11 @@ class EndpointAdapter:
 def start(platform: Platform, model_path: Path, threads: int = 1) -> EndpointAdapter:
     """Start the platform's own server on a free port of the loopback. Raises PlatformError where it does not run."""
     name, port = "model", free_port()
-    what = servers.launch(platform, model_path, host="127.0.0.1", port=port, name=name, threads=threads)
+    what = launch(platform, model_path, host="127.0.0.1", port=port, name=name, threads=threads)
     log = cache_folder() / "logs" / f"{platform.id}-{weights_hash(model_path)[:8]}.log"
-    server = servers.Server(what, f"http://127.0.0.1:{port}", log)
+    server = Server(what, f"http://127.0.0.1:{port}", log)
     server.wait()
-    facts = {"server": platform.engine, "flags": " ".join(servers.flags(platform))}
+    facts = {"server": platform.engine, "flags": " ".join(flags(platform))}
     facts |= {f"version_{k}": v for k, v in environments.versions(platform.engine).items()}
     try:
         url, own = f"{server.url}/v1", _own(platform, f"{server.url}/v1")

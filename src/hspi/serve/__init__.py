@@ -1,0 +1,1 @@
+"""`hspi serve`: any platform of the catalogue behind an OpenAI-compatible API."""
