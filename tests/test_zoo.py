@@ -13,6 +13,7 @@ import pytest
 from hspi import zoo
 from hspi import zoo_training as training
 from hspi.errors import ModelError, UnknownName
+from hspi.files import root
 
 # Written for this test, so no model was trained on it.
 TEXT = """In the morning the king rose early and went up from the city with his servants, and they came to the house of
@@ -126,7 +127,7 @@ def test_root_is_found_from_a_folder_below(tmp_path, monkeypatch):
     below = tmp_path / "a" / "b"
     below.mkdir(parents=True)
     monkeypatch.chdir(below)
-    assert zoo.root() == tmp_path
+    assert root() == tmp_path
 
 
 @pytest.mark.parametrize("name", ["llamaa", "", "a/b/c", "org/", "org/name with space"])

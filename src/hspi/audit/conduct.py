@@ -19,7 +19,7 @@ from hspi.audit.conclude import Conclusion, Findings, conclude
 from hspi.audit.discovery import Ask, Capabilities, discover
 from hspi.audit.format_verdict import conclude_formats
 from hspi.audit.levels import TOP_K, Level, choose_level, make_scorer
-from hspi.audit.material import Material, Probe, write_json
+from hspi.audit.material import Material, Probe
 from hspi.audit.plan import Plan, make_plan
 from hspi.audit.records import Records, check_seal, is_sealed, seal
 from hspi.audit.scoring import Evidence, Scorer
@@ -28,6 +28,7 @@ from hspi.client import Endpoint, Invalid, Question
 from hspi.errors import ConfigError, DataError
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
+from hspi.files import to_json, write_json, write_text
 
 AFTER_CONTRADICTION = 16  # answers more, in the hope of naming what serves instead
 AT_LEAST = 24  # answers before a class may be named, so that what is in no library has time to show
@@ -100,7 +101,7 @@ def open_folder(folder: Path, material: Callable[[], Material], settings: materi
         raise ConfigError(f"{folder} must be empty or hold this audit, but it does not")
     made = material()
     materials.save(made, folder)
-    (folder / READY).write_text("", "utf-8")
+    write_text(folder / READY, "")
     return materials.load(folder)
 
 
@@ -114,7 +115,7 @@ def replay(folder: Path, say: Say) -> tuple[Plan, Conclusion]:
     plan, conclusion = asyncio.run(audit(materials.load(folder), None, folder, say))
     assert conclusion is not None
     sealed = (folder / "verdict.json").read_text("utf-8")
-    if sealed != materials.to_json(conclusion.to_dict()):
+    if sealed != to_json(conclusion.to_dict()):
         raise DataError(f"{folder} must score to its verdict again, but it does not with these versions")
     return plan, conclusion
 

@@ -9,6 +9,7 @@ from typing import Any
 from hspi.audit.conclude import Conclusion
 from hspi.audit.material import Material
 from hspi.audit.plan import Plan
+from hspi.files import write_text
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}
@@ -20,9 +21,7 @@ td,th{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #ddd;vertical
 
 
 def write(path: Path, plan: Plan, found: Conclusion, material: Material) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(html(plan, found, material), "utf-8")
-    temporary.replace(path)
+    write_text(path, html(plan, found, material))
 
 
 def html(plan: Plan, found: Conclusion, material: Material) -> str:
