@@ -23,6 +23,7 @@ from virtual_verdicts import verdicts
 from virtual_world import FOREIGN, OWN, World
 
 from hspi.detectors.virtual_families import best_of, credit
+from hspi.files import whole, write_json
 from hspi.plan_search.search import Answers, search
 from hspi.platforms.virtual.catalogue import VIRTUAL, arithmetic_class
 from hspi.platforms.virtual.plans import PlanBook
@@ -200,11 +201,8 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, report: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "virtual_gpus.json.tmp"
-    temporary.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    temporary.replace(folder / "virtual_gpus.json")
-    with (folder / "virtual_gpus.csv").open("w", newline="") as f:
+    write_json(folder / "virtual_gpus.json", report, sort_keys=False)
+    with whole(folder / "virtual_gpus.csv") as temporary, temporary.open("w", newline="") as f:
         rows = csv.DictWriter(f, list(Figure.__dataclass_fields__))
         rows.writeheader()
         rows.writerows(report["accuracy"])

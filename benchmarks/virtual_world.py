@@ -12,6 +12,7 @@ import numpy.typing as npt
 from hspi import params, probes, reference, zoo
 from hspi.evidence.aligned import likeliest, place
 from hspi.evidence.replay import F32, STATISTICS, pair_statistics
+from hspi.files import whole
 from hspi.numerics.plans import KernelPlan
 from hspi.plan_search.search import Answers, Seen, Workbench
 from hspi.platforms.opening import open_adapter
@@ -116,7 +117,5 @@ class World:
             "rank": np.stack([x.rank for *_, x in rows]),
             "logits": np.stack([x.logits for *_, x in rows]),
         }
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_suffix(".tmp.npz")
-        np.savez(temporary, **arrays)
-        temporary.replace(self.file)
+        with whole(self.file) as temporary, temporary.open("wb") as f:  # by name it would end in .npz
+            np.savez(f, **arrays)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hspi.errors import HspiError
+from hspi.files import write_json
 from hspi.numerics.plans import KernelPlan
 from hspi.silicon.cases import FAMILIES
 from hspi.silicon.chip import NvidiaChip, SimulatedChip, backends
@@ -70,9 +71,7 @@ def main() -> int:
 
         types = [t for t in chips[0].types if t in ("fp16", "bf16")]
         report["model"] = [compare_model(chips[0].architecture, args.model, t) for t in types]
-    temporary = args.out / "report.json.tmp"
-    temporary.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    temporary.replace(args.out / "report.json")
+    write_json(args.out / "report.json", report, sort_keys=False)
     print(json.dumps({k: v for k, v in report.items() if k != "chips"}, indent=1))
     return int(any(row["mismatches"] for c in report["chips"] for row in c["tiles"]))
 

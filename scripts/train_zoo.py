@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.errors import ModelError, UnknownName
+from hspi.files import write_json
 
 Tokens = npt.NDArray[np.int64]
 
@@ -337,7 +338,7 @@ def save(model: Any, tokenizer: Any, facts: dict[str, Any], out: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     model.to(torch.bfloat16).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    (partial / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    write_json(partial / "training.json", facts, indent=2, sort_keys=False)
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
 

@@ -21,9 +21,10 @@ import pytest
 import audit_world as world
 from hspi.audit import conduct, records
 from hspi.audit.candidates import replace_library
-from hspi.audit.material import Material, write_json
+from hspi.audit.material import Material
 from hspi.client import Endpoint, Retry
 from hspi.errors import ConfigError, DataError, EndpointError
+from hspi.files import write_json
 from hspi.platforms.catalogue import get
 from hspi.platforms.record import Platform
 from hspi.verdict import Verdict

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "hspi"
 FLOORS = [  # from the ground up; a room imports what stands below it or beside it
-    {"errors", "__init__", "quiet"},
+    {"errors", "__init__", "quiet", "files"},
     {"numerics", "platforms", "probes", "client", "params", "zoo", "splits"},
     {"signatures", "border"},
     {"collect", "reference", "hypotheses", "signature_store", "silicon"},

@@ -20,6 +20,7 @@ NO_DEPENDENCY = {
     "__init__": "a docstring and a version",
     "errors": "what is said when there is no result",
     "quiet": "other tools' manners",
+    "files": "how a file is written, not what",
     "params": "dvc.yaml names the parameters themselves",
     "cli": "parses and calls",
 }

@@ -13,6 +13,7 @@ import pytest
 from conftest import script
 from hspi import zoo
 from hspi.errors import ModelError, UnknownName
+from hspi.files import root
 
 training = script("train_zoo")
 
@@ -128,7 +129,7 @@ def test_root_is_found_from_a_folder_below(tmp_path, monkeypatch):
     below = tmp_path / "a" / "b"
     below.mkdir(parents=True)
     monkeypatch.chdir(below)
-    assert zoo.root() == tmp_path
+    assert root() == tmp_path
 
 
 @pytest.mark.parametrize("name", ["llamaa", "", "a/b/c", "org/", "org/name with space"])

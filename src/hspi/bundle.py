@@ -26,6 +26,7 @@ from hspi.evidence.aligned import Aligned, place
 from hspi.evidence.equivalence import Classes
 from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32, candidate_features, pair_features, pair_statistics, self_features
+from hspi.files import write_json, write_text
 from hspi.platforms.record import Platform
 from hspi.splits import draw
 from hspi.verdict import UNKNOWN, Verdict, decide
@@ -210,9 +211,9 @@ class Bundle:
         fresh.mkdir(parents=True)
         self.verifier.save(fresh / "verifier")
         self.number_format.save(fresh / "family")
-        (fresh / "calibration.json").write_text(self.calibration.to_json(), "utf-8")
+        write_text(fresh / "calibration.json", self.calibration.to_json())
         classes = [c.to_dict() for c in self.classes.values()]
-        (fresh / "classes.json").write_text(json.dumps(classes), "utf-8")
+        write_json(fresh / "classes.json", classes, indent=None, sort_keys=False, end="")
         for model, data in self.library.items():
             data.save(fresh / "library" / f"{Path(model).name}.safetensors")
         shutil.rmtree(folder, ignore_errors=True)

@@ -5,7 +5,6 @@ Needs torch, transformers, pyarrow and numpy alone, so that it runs on a bare GP
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import time
@@ -20,6 +19,7 @@ import numpy as np
 
 from hspi import probes, zoo
 from hspi.errors import DataError, HspiError, PlatformError
+from hspi.files import write_json
 from hspi.platforms import catalogue, machine
 from hspi.platforms.opening import import_engine, open_adapter
 from hspi.platforms.record import Adapter, LogProbs, Nuisance, Platform
@@ -241,9 +241,7 @@ def _child(pipe: Any, platform: Platform, share: Sequence[str], jobs: dict[str, 
 def note_skipped(platform_id: str, root: str | Path) -> str:
     """Say, where the signatures would stand, that this machine cannot make them. Returns the reason."""
     platform = catalogue.get(platform_id)
-    folder = Path(root) / platform_id
-    folder.mkdir(parents=True, exist_ok=True)
     why = machine.availability(platform).why_not
-    note: dict[str, Any] = {"platform": platform_id, "why_not": why}
-    (folder / SKIPPED).write_text(json.dumps(note) + "\n", "utf-8")
+    note = {"platform": platform_id, "why_not": why}
+    write_json(Path(root) / platform_id / SKIPPED, note, indent=None, sort_keys=False)
     return why

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from hspi.errors import DataError
 from hspi.evidence.aligned import Aligned, align, likeliest
 from hspi.evidence.equivalence import Classes, measure
 from hspi.evidence.replay import all_pair_statistics
+from hspi.files import read_json, write_json
 from hspi.hypotheses import cached_predictions
 from hspi.probes import ProbeSpec
 from hspi.reference import cached_reference
@@ -97,8 +97,7 @@ def featurize(
         paths.append(path)
         classes.append(classify(data, seed, top_k).to_dict())
         on_model(name)
-    (out / CLASSES).write_text(json.dumps(classes, indent=1), "utf-8")
-    return [*paths, out / CLASSES]
+    return [*paths, write_json(out / CLASSES, classes, sort_keys=False, end="")]
 
 
 def classify(data: Aligned, seed: int, top_k: int) -> Classes:
@@ -116,7 +115,7 @@ def load(folder: str | Path) -> list[tuple[Aligned, Classes]]:
     """What `featurize` wrote, model by model. Raises DataError if it is not there."""
     folder = Path(folder)
     try:
-        rows = json.loads((folder / CLASSES).read_text("utf-8"))
+        rows = read_json(folder / CLASSES)
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} must hold features, but: {error}; run `hspi featurize`") from error
     return [(Aligned.load(folder / f"{Path(row['model']).name}.safetensors"), Classes.from_dict(row)) for row in rows]

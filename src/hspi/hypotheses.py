@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.errors import DataError
+from hspi.files import read_array, write_array
 from hspi.platforms.quantized import linear_layers
 from hspi.platforms.record import Context
-from hspi.reference import read_array, write_array
 from hspi.zoo import ModelRef, load_model
 
 if TYPE_CHECKING:

@@ -8,8 +8,6 @@ checked on each operation. Rotary frequencies are float64 too: what a platform l
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.errors import ModelError
+from hspi.files import read_array, write_array
 from hspi.platforms.batches import check_contexts, pad_right
 from hspi.platforms.record import Context
 from hspi.zoo import ModelRef, load_model
@@ -127,32 +126,3 @@ def _float64_everywhere() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
-
-
-def read_array(path: Path, shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any] | None:
-    """The array that `write_array` left there, or None if the file is not that, whole."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        found = load_file(path)["array"]
-    except (OSError, SafetensorError, KeyError):
-        return None
-    return found if found.shape == shape and found.dtype == dtype else None
-
-
-def write_array(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write under another name, then rename: a reader sees a whole file or none."""
-    from safetensors.numpy import save
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(save({"array": np.ascontiguousarray(array)}))
-            f.flush()
-            os.fsync(f.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hspi.errors import ConfigError, DataError
+from hspi.files import whole
 from hspi.platforms.record import Nuisance, Platform
 
 SCHEMA_VERSION = 1
@@ -259,17 +260,16 @@ def _whole_batches(reader: pa.RecordBatchStreamReader) -> Iterator[pa.RecordBatc
 
 def write_table(table: pa.Table, path: Path) -> None:
     order = [("probe_id", "ascending"), ("position", "ascending")]
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(
-        table.sort_by(order),
-        temporary,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=["probe_id", "position", "context_len"],
-        column_encoding={"topk_logprobs.list.element": "BYTE_STREAM_SPLIT"},
-        write_statistics=False,
-    )
-    temporary.replace(path)
+    with whole(path) as temporary:
+        pq.write_table(
+            table.sort_by(order),
+            temporary,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=["probe_id", "position", "context_len"],
+            column_encoding={"topk_logprobs.list.element": "BYTE_STREAM_SPLIT"},
+            write_statistics=False,
+        )
 
 
 def read_header(path: str | Path) -> Header:

@@ -12,6 +12,7 @@ from typing import Any
 from hspi import featurize as features_of
 from hspi import zoo
 from hspi.errors import DataError
+from hspi.files import read_json, whole, write_bytes
 from hspi.params import Params
 
 Step = Callable[[str], object]
@@ -83,7 +84,7 @@ def fingerprint() -> str:
 
 
 def _write_trials(seen: dict[str, list[Any]]) -> None:
-    with TRIALS.open("w", newline="", encoding="utf-8") as f:
+    with whole(TRIALS) as temporary, temporary.open("w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f)
         writer.writerow(["study", "number", "state", "value", "params"])
         for name, trials in seen.items():
@@ -96,7 +97,7 @@ def best_parameters() -> dict[str, dict[str, Any]]:
     from hspi.tuning import tree_parameters
 
     try:
-        best = json.loads(BEST.read_text("utf-8"))
+        best = read_json(BEST)
     except (OSError, ValueError) as error:
         raise DataError(f"{BEST} must hold tuned parameters, but: {error}; run `hspi tune`") from error
     return {name: tree_parameters(study) for name, study in best.items()}
@@ -138,9 +139,8 @@ def evaluate(p: Params, step: Step) -> dict[str, float]:
 
     metrics, tables = protocol.evaluate(loaded, signatures, best_parameters(), p.evaluation.seed, step)
     protocol.write(metrics, tables, METRICS, TABLES)
-    PLOTS.mkdir(parents=True, exist_ok=True)
     for name in ("accuracy_by_tokens", "reliability", "pair_accuracy", "confusion"):
-        (PLOTS / f"{name}.csv").write_bytes((TABLES / f"{name}.csv").read_bytes())
+        write_bytes(PLOTS / f"{name}.csv", (TABLES / f"{name}.csv").read_bytes())
     return metrics
 
 

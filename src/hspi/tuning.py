@@ -6,7 +6,6 @@ untouched. One journal file holds both studies: killed and started again, the se
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from hspi.detectors.calibration import fit_temperature
 from hspi.detectors.estimators import Boosted
 from hspi.detectors.training import TRAINING_SIZES, Bench, fit_verifier
 from hspi.detectors.verifier import class_scores, score, tabulate
+from hspi.files import write_json
 from hspi.splits import draw
 
 GOAL_SIZES = ((1, 5), (1, 20), (8, 5))  # the hard ones: at 32 × 20 there is little left to win
@@ -153,5 +153,4 @@ def tree_parameters(best: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(best: dict[str, dict[str, Any]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(best, indent=1) + "\n", "utf-8")
+    write_json(path, best, sort_keys=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hspi.errors import ModelError, UnknownName
+from hspi.files import digest, root
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]  # weights, config and tokenizer, but no pickle
@@ -50,15 +50,6 @@ class ModelRef:
     weights_hash: str
     vocab_size: int
     family: str
-
-
-def root() -> Path:
-    """The project's folder: HSPI_ROOT, else the nearest one from here upward, else the checkout this file is in."""
-    if "HSPI_ROOT" in os.environ:
-        return Path(os.environ["HSPI_ROOT"]).expanduser().resolve()
-    here = Path.cwd()
-    candidates = [here, *here.parents, *Path(__file__).resolve().parents[2:3]]
-    return next((p for p in candidates if (p / "data" / "zoo.dvc").is_file()), here)
 
 
 def resolve(model: str) -> ModelRef:
@@ -151,8 +142,7 @@ def _reference(name: str, path: Path) -> ModelRef:
 
 @lru_cache(maxsize=256)
 def _file_hash(file: Path, mtime_ns: int, size: int) -> str:
-    with file.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    return digest(file)
 
 
 def _download(hub_id: str) -> Path:

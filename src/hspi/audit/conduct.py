@@ -5,7 +5,6 @@ only where answers come from differs.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from hspi.audit.conclude import Findings, conclude
 from hspi.audit.discovery import Ask, Capabilities, discover
 from hspi.audit.format_verdict import conclude_formats
 from hspi.audit.levels import TOP_K, Level, choose_level, make_scorer
-from hspi.audit.material import Material, Probe, write_json
+from hspi.audit.material import Material, Probe
 from hspi.audit.plan import Plan, make_plan
 from hspi.audit.records import Records, check_seal, is_sealed, seal
 from hspi.audit.scoring import Evidence, Scorer
@@ -29,6 +28,7 @@ from hspi.detectors.virtual_families import Families
 from hspi.errors import ConfigError, DataError
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.observation import Observation
+from hspi.files import read_json, write_json, write_text
 from hspi.verdict import Verdict
 
 AFTER_CONTRADICTION = 16  # answers more, in the hope of naming what serves instead
@@ -102,7 +102,7 @@ def open_folder(folder: Path, material: Callable[[], Material], settings: materi
         raise ConfigError(f"{folder} must be empty or hold this audit, but it does not")
     made = material()
     materials.save(made, folder)
-    (folder / READY).write_text("", "utf-8")
+    write_text(folder / READY, "")
     return materials.load(folder)
 
 
@@ -115,7 +115,7 @@ def replay(folder: Path, say: Say) -> tuple[Plan, Verdict]:
     check_seal(folder)
     plan, conclusion = asyncio.run(audit(materials.load(folder), None, folder, say))
     assert conclusion is not None
-    if not conclusion.agrees_with(json.loads((folder / "verdict.json").read_text("utf-8"))):
+    if not conclusion.agrees_with(read_json(folder / "verdict.json")):
         raise DataError(f"{folder} must score to its verdict again, but it does not with these versions")
     return plan, conclusion
 

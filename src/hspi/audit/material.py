@@ -6,14 +6,11 @@ weights, tokenizer nor registry.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import lzma
 import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from hspi import probes, zoo
 from hspi.bundle import Bundle
 from hspi.errors import ConfigError, DataError
 from hspi.evidence.aligned import Aligned
+from hspi.files import read_json, version, whole, write_json
 from hspi.platforms import catalogue
 from hspi.probes import ProbeSpec
 from hspi.splits import split_probes
@@ -121,7 +119,7 @@ def prepare(settings: Settings, bundle: Bundle, specs: Sequence[ProbeSpec], ref:
         [every[i] for i in order if i not in warm_up],
         [every[i] for i in warm_up],
         [tokenizer.decode([i]) for i in range(ref.vocab_size)],
-        {f"version_{name}": found for name in LIBRARIES if (found := _version(name))},
+        {f"version_{name}": found for name in LIBRARIES if (found := version(name))},
         sorted(int(i) for i in tokenizer.all_special_ids if i < ref.vocab_size),
         [i for i, p in enumerate(every) if not p.exact],
         weights=True,
@@ -196,10 +194,10 @@ def load(folder: Path) -> Material:
     """Raises DataError if the folder is not one that `save` wrote."""
     settings = read_settings(folder)
     try:
-        asked = _read(folder / "probes.json")
+        asked = read_json(folder / "probes.json")
         groups = {name: [Probe(**p) for p in asked[name]] for name in ("probes", "warm_up")}
         more = {name: asked[name] for name in ("special", "inexact", "weights")}
-        vocabulary, facts = _read(folder / "vocabulary.json"), _read(folder / "facts.json")
+        vocabulary, facts = read_json(folder / "vocabulary.json"), read_json(folder / "facts.json")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{folder} must hold an audit, but: {error}") from error
     with tempfile.TemporaryDirectory() as scratch:
@@ -210,13 +208,11 @@ def load(folder: Path) -> Material:
 
 def pack(source: Path, target: Path) -> None:
     """Every file of a folder into a zip file: the same files give the same bytes."""
-    temporary = target.with_name(target.name + ".tmp")
-    with zipfile.ZipFile(temporary, "w") as archive:
+    with whole(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for path in sorted(p for p in source.rglob("*") if p.is_file()):
             entry = zipfile.ZipInfo(str(path.relative_to(source)))  # dated 1980
             entry.compress_type = zipfile.ZIP_LZMA  # its window is wide enough to see that settings repeat each other
             archive.writestr(entry, path.read_bytes())
-    temporary.replace(target)
 
 
 def unpack(source: Path, target: Path) -> None:
@@ -233,34 +229,6 @@ def unpack(source: Path, target: Path) -> None:
 
 def read_settings(folder: Path) -> Settings:
     try:
-        return Settings(**_read(folder / "settings.json"))
+        return Settings(**read_json(folder / "settings.json"))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{folder} must hold an audit, but: {error}") from error
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text("utf-8"))
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Sorted and indented, under a temporary name first: the same data give the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(to_json(data), "utf-8")
-    temporary.replace(path)
-
-
-def to_json(data: Any) -> str:
-    return json.dumps(data, indent=1, sort_keys=True) + "\n"
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

@@ -8,6 +8,7 @@ from typing import Any
 
 from hspi.audit.material import Material
 from hspi.audit.plan import Plan
+from hspi.files import write_text
 from hspi.report.html import page
 from hspi.verdict import Verdict
 
@@ -21,9 +22,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def write(path: Path, plan: Plan, found: Verdict, material: Material) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(html(plan, found, material), "utf-8")
-    temporary.replace(path)
+    write_text(path, html(plan, found, material))
 
 
 def html(plan: Plan, found: Verdict, material: Material) -> str:

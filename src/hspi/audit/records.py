@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from hspi.audit.material import digest, to_json, write_json
 from hspi.client import Endpoint, Invalid, Question, Refused, Reply, parse
 from hspi.errors import DataError
+from hspi.files import digest, to_json, write_json, write_text
 
 JOURNAL = "answers.journal"
 ANSWERS = "answers.jsonl"
@@ -35,10 +35,8 @@ class Records:
         source = finished if finished.exists() else self.folder / JOURNAL
         self.rows = {row["name"]: row for row in _read_rows(source, torn=source.name == JOURNAL)}
         if self.endpoint is not None and not finished.exists():
-            kept = self.folder / (JOURNAL + ".tmp")
-            kept.write_text("".join(map(_line, self.rows.values())), "utf-8")
-            kept.replace(self.folder / JOURNAL)  # without a line that a kill tore
-            self._journal = (self.folder / JOURNAL).open("a", encoding="utf-8")
+            kept = "".join(map(_line, self.rows.values()))  # without a line that a kill tore
+            self._journal = write_text(self.folder / JOURNAL, kept).open("a", encoding="utf-8")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -76,9 +74,8 @@ class Records:
 
     def finish(self, order: Iterable[str]) -> None:
         """Write the answers that the audit used, in its own order, and drop the journal."""
-        temporary = self.folder / (ANSWERS + ".tmp")
-        temporary.write_text("".join(_line(self.rows[name]) for name in order if name in self.rows), "utf-8")
-        temporary.replace(self.folder / ANSWERS)
+        used = "".join(_line(self.rows[name]) for name in order if name in self.rows)
+        write_text(self.folder / ANSWERS, used)
         (self.folder / JOURNAL).unlink(missing_ok=True)
 
 

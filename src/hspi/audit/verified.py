@@ -22,7 +22,7 @@ from hspi.bundle import Bundle
 from hspi.evidence.aligned import Aligned, place
 from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32, T, candidate_features, pair_features, pair_statistics, self_features
-from hspi.reference import read_array, write_array
+from hspi.files import read_array, write_array
 from hspi.splits import ProbeSplit, split_probes
 
 HALF_WAY = 2 * float(np.log10(2))  # in log10 of squared distances

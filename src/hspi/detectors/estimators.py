@@ -22,6 +22,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from hspi.errors import DataError
+from hspi.files import write_bytes, write_json
 
 
 class HspiLd(ClassifierMixin, BaseEstimator):
@@ -170,10 +171,9 @@ class Boosted(ClassifierMixin, BaseEstimator):
         """Write PATH.ubj (trees) and PATH.json (labels, parameters)."""
         check_is_fitted(self)
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.booster_.save_model(path.with_suffix(".ubj"))
+        write_bytes(path.with_suffix(".ubj"), bytes(self.booster_.save_raw("ubj")))
         about = {"classes": self.classes_.tolist(), "n_features": self.n_features_in_, "params": self.get_params()}
-        path.with_suffix(".json").write_text(json.dumps(about, indent=1), "utf-8")
+        write_json(path.with_suffix(".json"), about, sort_keys=False, end="")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from hspi.evaluation.paper import PaperBench, evaluate_paper
 from hspi.evaluation.replay import ReplayReport, evaluate_replay
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
+from hspi.files import whole, write_json
 from hspi.signatures import Signature
 
 Row = dict[str, Any]
@@ -93,18 +93,12 @@ def _flat(features: Sequence[tuple[Aligned, Classes]], report: ReplayReport) -> 
 
 def write(metrics: dict[str, float], tables: dict[str, list[Row]], metrics_path: Path, tables_dir: Path) -> None:
     """metrics.json, and one CSV for each table; each file appears whole or not at all."""
-    tables_dir.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
-        temporary = tables_dir / f"{name}.csv.tmp"
-        with temporary.open("w", newline="", encoding="utf-8") as f:
+        with whole(tables_dir / f"{name}.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as f:
             writer = csv.DictWriter(f, list(rows[0]))
             writer.writeheader()
             writer.writerows({k: _round(v) for k, v in row.items()} for row in rows)
-        temporary.replace(tables_dir / f"{name}.csv")
-    text = json.dumps({k: _round(v) for k, v in metrics.items()}, indent=1)
-    temporary = metrics_path.with_name(metrics_path.name + ".tmp")
-    temporary.write_text(text + "\n", "utf-8")
-    temporary.replace(metrics_path)
+    write_json(metrics_path, {k: _round(v) for k, v in metrics.items()}, sort_keys=False)
 
 
 def _round(value: Any) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.errors import DataError
+from hspi.files import whole
 from hspi.hypotheses import NAMES
 from hspi.platforms.record import Platform
 from hspi.reference import normaliser
@@ -123,10 +124,8 @@ class Aligned:
             "weights_hash": self.weights_hash,
             "probe_hashes": self.probe_hashes,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        save_file(arrays, temporary, metadata={"hspi": json.dumps(names)})
-        temporary.replace(path)
+        with whole(path) as temporary:
+            save_file(arrays, temporary, metadata={"hspi": json.dumps(names)})
 
     @classmethod
     def load(cls, path: Path) -> Aligned:

@@ -8,10 +8,11 @@ import shutil
 import sys
 from collections.abc import Callable
 from functools import cache
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 
 from hspi.errors import MissingExtra, PlatformError
+from hspi.files import version
 from hspi.platforms.record import Availability, Platform
 from hspi.platforms.servers import environments
 
@@ -141,12 +142,4 @@ def platform_facts(platform: Platform) -> dict[str, str]:
         "python": host.python_version(),
         "isa_cap": platform.isa_cap,
     }
-    return facts | {f"version_{name}": version for name in LIBRARIES if (version := _version(name))}
-
-
-@cache
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return ""
+    return facts | {f"version_{name}": found for name in LIBRARIES if (found := version(name))}

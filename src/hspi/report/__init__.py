@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hspi.files import write_bytes, write_text
 from hspi.report.headlines import Metrics, markdown
 from hspi.report.read import read_metrics
 
@@ -29,8 +30,8 @@ def build(
     pictures = [*figures.draw(evaluation), *residuals.draw(evaluation)]
     html = render(evaluation, pictures, [] if virtual_gpus is None else [section(virtual_gpus)])
     out = Path(out)
-    paths = [_put(out / "figures" / f"{p.name}.png", p.png) for p in pictures]
-    return [*paths, _put(out / "report.html", html.encode())]
+    paths = [write_bytes(out / "figures" / f"{p.name}.png", p.png) for p in pictures]
+    return [*paths, write_text(out / "report.html", html)]
 
 
 def readme_block(metrics: Metrics) -> str:
@@ -48,14 +49,7 @@ def update_readme(readme: str | Path, metrics: str | Path) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise DataError(f"{readme} must hold {BEGIN} and {END}, but it does not")
-    _put(readme, (before + readme_block(read_metrics(Path(metrics))) + after).encode())
-
-
-def _put(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    return temporary.replace(path)
+    write_text(readme, before + readme_block(read_metrics(Path(metrics))) + after)
 
 
 __all__ = ["build", "readme_block", "update_readme"]

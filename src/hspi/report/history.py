@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hspi.errors import ConfigError
+from hspi.files import write_bytes
 from hspi.history import FAILED, Entry
 from hspi.report.drawing import BLUE, GREY, ORANGE, Picture, figure, picture, styled
 from hspi.report.html import image, page
@@ -35,10 +36,7 @@ def write(path: Path, entries: Sequence[Entry], title: str) -> None:
         raise ConfigError(f"a plot must end in .png or .html, but got {path.name!r}")
     drawn = draw(entries, title)
     content = drawn.png if path.suffix == ".png" else _page(drawn, entries, title).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    write_bytes(path, content)
 
 
 def draw(entries: Sequence[Entry], title: str) -> Picture:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hspi.errors import PlatformError
+from hspi.files import version
 from hspi.numerics.architectures import UNITS
 from hspi.numerics.batched import matmul_batched
 from hspi.numerics.formats import format_of, round_to
@@ -86,7 +87,7 @@ class NvidiaChip:
             "backend": self.backend,
             "torch": torch.__version__,
             "cuda": str(torch.version.cuda),
-            "triton": _triton_version(),
+            "triton": version("triton"),
             "driver": _driver(),
             "provenance": "real",
         }
@@ -142,12 +143,6 @@ def build_wmma(sm: int, folder: Path | None = None) -> ctypes.CDLL:
     if done.returncode:
         raise PlatformError(f"nvcc must compile tiles.cu for sm_{sm}, but: {done.stderr.strip().splitlines()[:1]}")
     return ctypes.CDLL(str(target))
-
-
-def _triton_version() -> str:
-    from importlib import metadata
-
-    return metadata.version("triton") if has_package("triton") else ""
 
 
 def _driver() -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.errors import ConfigError, DataError
+from hspi.files import whole
 from hspi.numerics.architectures import unit
 from hspi.numerics.batched import matmul_batched
 from hspi.numerics.formats import format_of, round_to
@@ -133,7 +134,6 @@ def write_golden(folder: Path, chip: Chip, agreement: Agreement, output: F32, ke
     """The first `keep` tiles' output bits and the hash of all, with provenance; the inputs follow from the seed."""
     from safetensors.numpy import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{chip.architecture}-{agreement.input_type}-{agreement.family}-{agreement.seed}.safetensors"
     facts = {
         **asdict(agreement),
@@ -142,9 +142,9 @@ def write_golden(folder: Path, chip: Chip, agreement: Agreement, output: F32, ke
         "sha256": _digest(output),
         "provenance": chip.facts(),
     }
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({"bits": np.ascontiguousarray(output[:keep]).view(np.uint32)}, temporary, {"hspi": json.dumps(facts)})
-    temporary.replace(path)
+    bits = {"bits": np.ascontiguousarray(output[:keep]).view(np.uint32)}
+    with whole(path) as temporary:
+        save_file(bits, temporary, {"hspi": json.dumps(facts)})
     return path
 
 

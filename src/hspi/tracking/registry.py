@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hspi.errors import DataError
+from hspi.files import write_json
 from hspi.tracking.lineage import evaluation_set_hash
-from hspi.tracking.runs import log_evaluation, log_training, write_json
+from hspi.tracking.runs import log_evaluation, log_training
 from hspi.tracking.store import experiment_id, locked, open_store, store_root
 
 if TYPE_CHECKING:

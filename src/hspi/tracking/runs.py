@@ -8,11 +8,11 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hspi.evaluation.pairs import pair_metrics
+from hspi.files import version, write_json
 from hspi.tracking.lineage import dvc_md5s
 from hspi.tracking.store import experiment_id, open_store
 
@@ -168,7 +168,7 @@ def new_run(
     started: int | None = None,
 ) -> str:
     """The id of a new run, named as its stage unless `tags` name it. started: milliseconds since 1970, or now."""
-    own = {"hspi.stage": stage, "hspi.version": _version("hspi"), "mlflow.user": os.environ.get("USER", "")}
+    own = {"hspi.stage": stage, "hspi.version": version("hspi"), "mlflow.user": os.environ.get("USER", "")}
     own |= {"mlflow.runName": stage, **tags}
     return str(client.create_run(experiment or experiment_id(client), started, own).info.run_id)
 
@@ -197,18 +197,4 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _requirements() -> list[str]:
     """What a bundle needs, at the versions that are here. hspi itself is installed from its repository."""
-    return [f"{name}=={found}" for name in _REQUIREMENTS if (found := _version(name))]
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", "utf-8")
-    temporary.replace(path)
+    return [f"{name}=={found}" for name in _REQUIREMENTS if (found := version(name))]

@@ -5,18 +5,17 @@ scripts/environments.py makes them.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
-from hspi import zoo
+from hspi.files import read_json, root
 
 ENVIRONMENTS = {"vllm": "vllm", "llama.cpp": "llama-cpp"}  # engine → name of its environment
 
 
 def environment(engine: str) -> Path:
     """Where the engine's environment stands, or would: below HSPI_ENVS, else `.envs` of the project."""
-    return Path(os.environ.get("HSPI_ENVS") or zoo.root() / ".envs") / ENVIRONMENTS[engine]
+    return Path(os.environ.get("HSPI_ENVS") or root() / ".envs") / ENVIRONMENTS[engine]
 
 
 def stands(engine: str) -> bool:
@@ -31,4 +30,4 @@ def why_not(engine: str) -> str:
 
 def versions(engine: str) -> dict[str, str]:
     """Distributions of the environment whose versions decide an answer."""
-    return dict(json.loads((environment(engine) / "hspi.json").read_text("utf-8"))["versions"])
+    return dict(read_json(environment(engine) / "hspi.json")["versions"])
