@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from hspi.cli import main
@@ -19,7 +20,10 @@ from hspi.report import BEGIN, END
 from hspi.report.headlines import HEADLINES
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
+PACKAGE = ROOT / "src" / "hspi"
+PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", *PAGES)
+LONGEST = 160  # lines of README.md
 CHEAP = {"hspi platforms list", "hspi models list", "hspi platforms list --json", "hspi models list --json"}
 
 
@@ -100,32 +104,79 @@ def test_make_targets_exist() -> None:
     assert named and named <= targets
 
 
-def test_files_in_commands_and_links_exist() -> None:
+def test_files_in_commands_exist() -> None:
     for name, command in documented():
         for word in shlex.split(command):
             if re.match(r"(flows|benchmarks|scripts|tests)/\S+\.py$", word):
                 assert (ROOT / word).exists(), f"{name}: {command}"
-    for name in DOCUMENTS:
-        text = (ROOT / name).read_text("utf-8")
-        for path in re.findall(r"`((?:src|tests|flows|benchmarks|mlruns)/[\w./-]+)`", text):
-            assert (ROOT / path).exists(), f"{name} names {path}"
+
+
+def test_named_deployments_exist() -> None:
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text("utf-8"))["deployments"]
+    known = {f"{d['entrypoint'].split(':')[1]}/{d['name']}" for d in deployments}
+    named = {shlex.split(c)[3] for c in COMMANDS if c.startswith("prefect deployment run ")}
+    assert named and named <= known
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_named_paths_exist(name: str) -> None:
+    """Whatever is written as a file's or folder's path is one, from the root or from the package."""
+    text = (ROOT / name).read_text("utf-8")
+    ours = "|".join(["src", "tests", "flows", "benchmarks", "mlruns", "scripts", "docs"])
+    for path in re.findall(rf"`((?:{ours})/[\w./-]*|[\w./-]+/[\w-]+\.py)`", text):
+        assert (ROOT / path).exists() or (PACKAGE / path).exists(), f"{name} names {path}"
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= LONGEST
+
+
+def links(name: str) -> Iterator[str]:
+    """The target of every link and picture of a document."""
+    text = re.sub(r"```.*?```", "", (ROOT / name).read_text("utf-8"), flags=re.S)
+    yield from re.findall(r"\]\(([^)\s]+)\)", text)
+
+
+def anchors(document: Path) -> set[str]:
+    """What a link may name inside a document: its headings, as GitHub spells them."""
+    headings = re.findall(r"^#+ +(.*)$", document.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name: str) -> None:
+    for target in links(name):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (ROOT / name).parent / path if path else ROOT / name
+        assert found.exists(), f"{name} links to {target}"
+        assert not anchor or anchor in anchors(found), f"{name} links to {target}"
+
+
+def test_every_page_is_found_from_the_readme() -> None:
+    assert set(PAGES) <= set(links("README.md"))
 
 
 def test_mlflow_is_started_as_the_makefile_does() -> None:
-    def words(text: str) -> list[str]:
-        start = text[text.index("MLFLOW_SERVER_ENABLE_JOB_EXECUTION") :]
-        return re.split(r"`|\n\n", start.replace("\\\n", " "))[0].split()
+    mark = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION"
 
-    assert words((ROOT / "README.md").read_text()) == words((ROOT / "Makefile").read_text())
+    def words(text: str) -> list[str]:
+        return re.split(r"`|\n\n", text[text.index(mark) :].replace("\\\n", " "))[0].split()
+
+    told = [text for text in ((ROOT / name).read_text("utf-8") for name in DOCUMENTS) if mark in text]
+    assert told
+    assert all(words(text) == words((ROOT / "Makefile").read_text("utf-8")) for text in told)
 
 
 def test_results_in_the_readme_are_those_of_a_run_or_none() -> None:
-    """Nobody types a result: the rows are those that `readme_block` writes, in its order."""
+    """Nobody types a result: the rows are those that `readme_block` writes, in its order, with the host below."""
     text = (ROOT / "README.md").read_text("utf-8")
     block = text[text.index(BEGIN) : text.index(END)]
     rows = [line.split("|")[1].strip() for line in block.splitlines() if line.startswith("|")][2:]
     order = [h.question for h in HEADLINES if h.brief]
     assert rows == [q for q in order if q in rows]
+    assert re.search(r"^Hosts?: \S.*\d{4}-\d{2}-\d{2}\.$", block, re.M), "where was it measured?"
 
 
 @pytest.mark.slow

@@ -16,9 +16,11 @@ from hspi import report
 from hspi.errors import DataError
 from hspi.evidence.aligned import Aligned
 from hspi.platforms import catalogue
-from hspi.platforms.record import Platform
+from hspi.platforms.record import Nuisance, Platform
 from hspi.report.headlines import HEADLINES, rate
+from hspi.report.hosts import hosts
 from hspi.report.read import pair_matrix, read
+from hspi.signatures import Header, arrow_schema, signature_path, write_table
 
 ADDED = "my-gpu<script>alert(1)</script>"  # a platform whose record came from elsewhere, with a hostile name
 TORCH = ["torch-fp32", "torch-fp32-avx2", "torch-bf16", "torch-bf16-eager"]
@@ -239,22 +241,55 @@ def test_bad_input_is_one_line_and_leaves_nothing(made_up: Path, tmp_path: Path,
 
 def test_readme_block_holds_figures_and_renews_in_place(tmp_path: Path) -> None:
     metrics = made_up_metrics()
-    block = report.readme_block(metrics)
+    host = "AMD EPYC (family 25, model 1; AVX2), 2026-11-24"
+    block = report.readme_block(metrics, [host])
     assert block.startswith(report.BEGIN) and block.endswith(report.END)
     rows = [line for line in block.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + sum(h.brief for h in HEADLINES)
     assert len({line.count("|") for line in rows}) == 1
-    assert "llama: 8" in block
+    assert "llama: 8" in block and block.endswith(f"\nHost: {host}.\n{report.END}")
 
     readme, path = tmp_path / "README.md", tmp_path / "metrics.json"
     readme.write_text(f"# a\n\n{report.BEGIN}\nold\n{report.END}\n\nthe rest\n")
     path.write_text(json.dumps(metrics))
+    with pytest.raises(DataError):
+        report.update_readme(readme, path, tmp_path / "none")
+    made_on(tmp_path / "store", "b1", MILAN)
     for _ in range(2):
-        report.update_readme(readme, path)
+        report.update_readme(readme, path, tmp_path / "store")
         assert readme.read_text() == f"# a\n\n{block}\n\nthe rest\n"
     (tmp_path / "bare.md").write_text("# a\n")
     with pytest.raises(DataError):
-        report.update_readme(tmp_path / "bare.md", path)
+        report.update_readme(tmp_path / "bare.md", path, tmp_path / "store")
+
+
+MILAN = {"cpu_model": "AMD EPYC", "cpu_family_model_stepping": "25/1/1", "cpu_flags": "avx fma avx2"}
+
+
+def made_on(store: Path, nuisance: str, facts: dict[str, str], day: str = "2026-11-24") -> None:
+    """A signature without rows: where it came from is all that is asked."""
+    header = Header(
+        *(catalogue.get("torch-fp32"), "llama", "w", "text", "p", Nuisance(nuisance), 1, 20),
+        facts=facts,
+        created=f"{day}T12:00:00+00:00",
+    )
+    path = signature_path(store, "torch-fp32", "llama", "text", nuisance)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_table(arrow_schema(header).empty_table(), path)
+
+
+def test_results_name_every_machine_of_the_signatures(tmp_path: Path) -> None:
+    made_on(tmp_path, "b1", {"gpu": "NVIDIA H100 PCIe", "gpu_compute_capability": "9.0", **MILAN})
+    made_on(tmp_path, "b2", MILAN)
+    made_on(tmp_path, "b3", MILAN, "2026-11-26")
+    made_on(tmp_path, "b4", {})
+    names = hosts(tmp_path)
+    assert names == [
+        "AMD EPYC (family 25, model 1; AVX2), 2026-11-24 – 2026-11-26",
+        "NVIDIA H100 PCIe (compute capability 9.0), 2026-11-24",
+        "a machine that gave no name (family ?, model ?), 2026-11-24",
+    ]
+    assert f"\nHosts: {'; '.join(names)}.\n" in report.readme_block({"platforms": 3.0}, names)
 
 
 def test_figures_that_were_not_measured_are_left_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hspi.files import write_bytes, write_text
@@ -34,14 +35,17 @@ def build(
     return [*paths, write_text(out / "report.html", html)]
 
 
-def readme_block(metrics: Metrics) -> str:
-    """The results for README.md, its two marks included: Markdown, a row for each headline that the run measured."""
-    return f"{BEGIN}\n{markdown(metrics)}\n{END}"
+def readme_block(metrics: Metrics, hosts: Sequence[str] = ()) -> str:
+    """The results for README.md, its two marks included: Markdown, a row for each headline that the run measured, and
+    below them what and where it was measured (`hosts`, as `hspi.report.hosts.hosts` names them)."""
+    return f"{BEGIN}\n{markdown(metrics, hosts)}\n{END}"
 
 
-def update_readme(readme: str | Path, metrics: str | Path) -> None:
-    """Put the results of a metrics.json between the marks of a README. Raises DataError if the marks are not there."""
+def update_readme(readme: str | Path, metrics: str | Path, store: str | Path = "data/signatures") -> None:
+    """Put the results of a metrics.json between the marks of a README, with the machines that the signatures of
+    `store` come from. Raises DataError if the marks are not there, or no signature is."""
     from hspi.errors import DataError
+    from hspi.report.hosts import hosts
 
     readme = Path(readme)
     text = readme.read_text("utf-8")
@@ -49,7 +53,7 @@ def update_readme(readme: str | Path, metrics: str | Path) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise DataError(f"{readme} must hold {BEGIN} and {END}, but it does not")
-    write_text(readme, before + readme_block(read_metrics(Path(metrics))) + after)
+    write_text(readme, before + readme_block(read_metrics(Path(metrics)), hosts(store)) + after)
 
 
 __all__ = ["build", "readme_block", "update_readme"]

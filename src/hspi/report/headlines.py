@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Metrics = Mapping[str, float]
@@ -106,8 +106,8 @@ def chance(headline: Headline, metrics: Metrics) -> float | None:
     return metrics.get(f"{headline.key}.chance", headline.chance)
 
 
-def markdown(metrics: Metrics) -> str:
-    """A Markdown table of the brief headlines that were measured, and a line about what they were measured on."""
+def markdown(metrics: Metrics, hosts: Sequence[str] = ()) -> str:
+    """A Markdown table of the brief headlines that were measured, and below it on what, and on which machines."""
     rows = ["| question | held out | hspi (95 % interval) | to reach | nearest | HSPI-LD | chance |"]
     rows.append("|---|---|---|---|---|---|---|")
     for h in HEADLINES:
@@ -117,7 +117,7 @@ def markdown(metrics: Metrics) -> str:
         value = f"**{rate(metrics[h.key])}**" + (f" ({bounds})" if bounds else "")
         cells = [h.question, h.held_out, value, goal(h), rate(metrics.get(h.nearest)), rate(metrics.get(h.paper))]
         rows.append("| " + " | ".join([*cells, rate(chance(h, metrics))]) + " |")
-    return "\n".join([*rows, "", measured_on(metrics)])
+    return "\n".join([*rows, "", measured_on(metrics), *where(hosts)])
 
 
 def measured_on(metrics: Metrics) -> str:
@@ -128,3 +128,8 @@ def measured_on(metrics: Metrics) -> str:
     if "classes" in metrics:
         parts.append(f"at least {int(metrics['classes'])} equivalence classes on each model{by_model}")
     return f"Measured on {', '.join(parts)}." if parts else ""
+
+
+def where(hosts: Sequence[str]) -> list[str]:
+    """One line that names the machines, or none where none is known."""
+    return [f"Host{'s' if len(hosts) > 1 else ''}: {'; '.join(hosts)}."] if hosts else []
