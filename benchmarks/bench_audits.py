@@ -36,8 +36,8 @@ import numpy as np
 
 from hspi import judging, params, zoo
 from hspi.audit import candidates, conduct, material
-from hspi.bundle import Bundle
 from hspi.client import Endpoint
+from hspi.detectors.detector import Detector
 from hspi.evaluation.measures import wilson
 from hspi.platforms import catalogue
 
@@ -94,17 +94,17 @@ class World:
         self.ref = zoo.resolve(model)
 
     @cache  # noqa: B019 - two models at most
-    def bundle(self) -> Bundle:
+    def detector(self) -> Detector:
         """The detector, with the store's signatures and no others as candidates."""
-        full = judging.load_bundle(None)
-        bare = Bundle(full.verifier, full.number_format, full.calibration, {}, {})
+        full = judging.load_detector(None)
+        bare = Detector(full.verifier, full.number_format, full.calibration, {}, {})
         kinds = ("store", "emulated")
         return candidates.gather(bare, self.ref, kinds, self.params, self.store, self.cache, lambda line: None)[0]
 
     def servable(self) -> list[str]:
         from hspi.platforms import machine
 
-        ids = self.bundle().classes[self.model].platform_ids
+        ids = self.detector().library(self.model).platform_ids
         return [i for i in ids if machine.availability(catalogue.get(i)).runnable]
 
     def material(self, claim: str | None, order: int, budget: int) -> material.Material:
@@ -122,7 +122,7 @@ class World:
             seed=self.params.evaluation.seed,
         )  # fmt: skip
         specs = [self.params.probes.spec(s) for s in self.params.probes.sets]
-        return material.prepare(settings, self.bundle(), specs, self.ref)
+        return material.prepare(settings, self.detector(), specs, self.ref)
 
 
 def platform_audits(world: World, platform: str, results: Results, args: argparse.Namespace) -> None:
@@ -141,7 +141,9 @@ def platform_audits(world: World, platform: str, results: Results, args: argpars
 def _other_formats(world: World, platform: str, args: argparse.Namespace) -> list[str]:
     """Claims of other number formats than the platform's, another draw for each platform and model."""
     own = catalogue.get(platform).number_format
-    ids = [i for i in world.bundle().classes[world.model].platform_ids if catalogue.get(i).number_format != own]
+    ids = [
+        i for i in world.detector().library(world.model).classes.platform_ids if catalogue.get(i).number_format != own
+    ]
     rng = np.random.default_rng([len(platform), *platform.encode(), *world.model.encode()])
     return [str(i) for i in rng.permutation(ids)[: args.false_claims]]
 
@@ -191,7 +193,7 @@ def one_audit(world: World, name: str, served: str, claim: str | None, order: in
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         found = asyncio.run(_audit(world.material(claim, order, max_tokens), url, Path(folder)))
-    classes = world.bundle().classes[world.model]
+    classes = world.detector().library(world.model).classes
     known = served in classes.platform_ids
     truth = classes.name(classes.label[classes.platform_ids.index(served)]) if known else ""
     return {

@@ -20,8 +20,8 @@ import numpy as np
 from hspi import featurize, zoo
 from hspi.audit.agreement import Agreement, Rounded, Symbols, Text
 from hspi.audit.formats import PROBES
-from hspi.bundle import Bundle
 from hspi.detectors.calibration import Calibration
+from hspi.detectors.detector import Detector
 from hspi.detectors.estimators import Boosted
 from hspi.detectors.number_format import BITS, BLOCKS, Formats, NumberFormat, SampleBench, format_of
 from hspi.evidence.aligned import Aligned
@@ -31,14 +31,14 @@ from hspi.evidence.explained import explained_statistics
 ALPHA, K, ORDERS, DRAWS = 0.01, 20, 2, 3
 
 
-def scorers(bundle: Bundle, model: str, seed: int) -> Iterator[tuple[str, Agreement]]:
-    usable = np.ones(len(bundle.library[model].probes), bool)
+def scorers(detector: Detector, model: str, seed: int) -> Iterator[tuple[str, Agreement]]:
+    usable = np.ones(len(detector.library(model).data.probes), bool)
     ref = zoo.resolve(model)
     tokenizer = zoo.load_tokenizer(ref)
     texts = [tokenizer.decode([i]) for i in range(ref.vocab_size)]
-    yield "text", Text(bundle, model, seed, Symbols(texts, tokenizer.all_special_ids), usable)
+    yield "text", Text(detector, model, seed, Symbols(texts, tokenizer.all_special_ids), usable)
     for decimals in (1, 2, 3, 4):
-        yield f"rounded to {decimals}", Rounded(bundle, model, K, seed, decimals, usable)
+        yield f"rounded to {decimals}", Rounded(detector, model, K, seed, decimals, usable)
 
 
 def sequential(data: Aligned, classes: Classes, seed: int, held: int, counts: dict[str, Counter[str]]) -> None:
@@ -49,10 +49,10 @@ def sequential(data: Aligned, classes: Classes, seed: int, held: int, counts: di
     whole, less = ({data.model: d} for d in (data, part))
     trees = Boosted()
     none = trees, NumberFormat(trees), Calibration()
-    bundles = [Bundle(*none, library, {data.model: classes}) for library in (whole, less)]
+    detectors = [Detector(*none, library, {data.model: classes}) for library in (whole, less)]
     family = [format_of(p) for p in data.platforms]
     label, rng = np.asarray(classes.label), np.random.default_rng(0)
-    for (name, full), (_, scorer) in zip(*(scorers(b, data.model, seed) for b in bundles), strict=True):
+    for (name, full), (_, scorer) in zip(*(scorers(b, data.model, seed) for b in detectors), strict=True):
         pool = np.asarray([i for i in scorer.split.test if scorer.asks(int(i))])
         for i in np.flatnonzero(data.present[:, held]):
             for at in (rng.permutation(pool) for _ in range(ORDERS)):

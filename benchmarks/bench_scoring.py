@@ -18,8 +18,8 @@ from typing import TypeVar
 import numpy as np
 
 from hspi.audit.verified import Replay
-from hspi.bundle import Bundle
 from hspi.detectors.calibration import Calibration
+from hspi.detectors.detector import Detector
 from hspi.detectors.estimators import Boosted
 from hspi.detectors.verifier import VERIFIER_FEATURES
 from hspi.evidence.aligned import SLOTS, Aligned
@@ -69,11 +69,11 @@ def main(candidates: int, answers: int) -> None:
     rng = np.random.default_rng(0)
     data, classes = library(candidates, rng)
     trees = verifier(rng)
-    bundle = Bundle(trees, trees, Calibration(), {"toy": data}, {"toy": classes})
+    detector = Detector(trees, trees, Calibration(), {"toy": data}, {"toy": classes})
     with tempfile.TemporaryDirectory() as folder:
-        Replay.of(bundle, "toy", K, 1, Path(folder))  # compiles the kernels
-        cold, scorer = seconds(lambda: Replay.of(bundle, "toy", K, 0, Path(folder)))
-        warm, _ = seconds(lambda: Replay.of(bundle, "toy", K, 0, Path(folder)))
+        Replay.of(detector, "toy", K, 1, Path(folder))  # compiles the kernels
+        cold, scorer = seconds(lambda: Replay.of(detector, "toy", K, 0, Path(folder)))
+        warm, _ = seconds(lambda: Replay.of(detector, "toy", K, 0, Path(folder)))
     scorer.scores(observation(data, [0]))
     audit, _ = seconds(lambda: score(scorer, data, answers))
     print(f"{candidates} candidates × {SETTINGS} settings, {answers} answers")

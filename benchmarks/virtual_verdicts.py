@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from virtual_world import FOREIGN, World
 
-from hspi.bundle import Bundle
+from hspi.detectors.detector import Detector
 from hspi.detectors.virtual_families import family_name
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
@@ -27,17 +27,17 @@ TOP_K = 20
 def verdicts(world: World, detector: Path, books: int) -> list[dict[str, Any]]:
     """For each condition: the share of right, unknown and wrong answers, and of true claims contradicted."""
     each, library = list(enumerate(world.architectures)), world.library()
-    bundle = joined(world, Bundle.load(detector), library)
+    detector = joined(world, Detector.load(detector), library)
     rows = []
     for condition, cases in {
-        "plan in the library": [(c, x, bundle) for (c, _), x in library.items()],
-        "plan left out": [(c, x, without(world, bundle, n)) for (c, n), x in library.items()],
-        "foreign plan": [(c, world.run(a, PlanBook(n)), bundle) for c, a in each for n in FOREIGN],
+        "plan in the library": [(c, x, detector) for (c, _), x in library.items()],
+        "plan left out": [(c, x, without(world, detector, n)) for (c, n), x in library.items()],
+        "foreign plan": [(c, world.run(a, PlanBook(n)), detector) for c, a in each for n in FOREIGN],
         "plan differs by product": [
-            (c, world.run(a, world.mixed_book(c, i)), bundle) for c, a in each for i in range(books)
+            (c, world.run(a, world.mixed_book(c, i)), detector) for c, a in each for i in range(books)
         ],
         "plan differs by layer": [
-            (c, world.run(a, world.layered_book(c, i)), bundle) for c, a in each for i in range(books)
+            (c, world.run(a, world.layered_book(c, i)), detector) for c, a in each for i in range(books)
         ],
     }.items():
         found = [judged(world, truth, answers, judge) for truth, answers, judge in cases]
@@ -53,7 +53,7 @@ def verdicts(world: World, detector: Path, books: int) -> list[dict[str, Any]]:
     return rows
 
 
-def judged(world: World, truth: int, answers: Answers, bundle: Bundle) -> tuple[str, bool, bool]:
+def judged(world: World, truth: int, answers: Answers, detector: Detector) -> tuple[str, bool, bool]:
     """The answer beside the truth, whether the true family has the best score, and whether a true claim falls."""
     order = np.argsort(answers.rank, axis=1, kind="stable")[:, :TOP_K]
     missing = np.take_along_axis(answers.rank, order, axis=1) >= TOP_K
@@ -61,14 +61,14 @@ def judged(world: World, truth: int, answers: Answers, bundle: Bundle) -> tuple[
     logprobs = np.take_along_axis(answers.logprobs, order, axis=1)
     seen = Observation(world.model, [("text", i) for i in range(len(ids))], ids, logprobs)
     family = family_name(list(world.classes.values())[truth])
-    claim = next(p.id for p in bundle.library[world.model].platforms if family_name(p) == family)
-    found = bundle.judge(seen, claim=claim)
+    claim = next(p.id for p in detector.library(world.model).data.platforms if family_name(p) == family)
+    found = detector.judge(seen, claim=claim)
     best = max((p, n) for n, p in found.posterior.items() if n != UNKNOWN)[1]
     answer = "right" if found.answer == family else UNKNOWN if found.answer == UNKNOWN else "wrong"
     return answer, best == family, found.outcome == "contradicted"
 
 
-def joined(world: World, trained: Bundle, library: dict[tuple[int, str], Answers]) -> Bundle:
+def joined(world: World, trained: Detector, library: dict[tuple[int, str], Answers]) -> Detector:
     """The detector with the virtual GPUs for its library."""
     gpus = [p.hardware.removeprefix("virtual ") for p in world.classes.values()]
     platforms = [virtual(gpus[c], world.dtype, n) for c, n in library]
@@ -88,8 +88,8 @@ def by_bits(data: Aligned) -> Classes:
     return Classes(data.model, data.platform_ids(), label, empty, empty)
 
 
-def without(world: World, bundle: Bundle, plan: str) -> Bundle:
+def without(world: World, detector: Detector, plan: str) -> Detector:
     """The same, less one plan of every GPU."""
-    data = bundle.library[world.model]
+    data = detector.library(world.model).data
     kept = data.only([i for i, p in enumerate(data.platforms) if p.options["plan"] != plan])
-    return replace(bundle, library={world.model: kept}, classes={world.model: by_bits(kept)}, _own={})
+    return replace(detector, library={world.model: kept}, classes={world.model: by_bits(kept)}, _own={})

@@ -11,12 +11,12 @@ from functools import cache
 
 import numpy as np
 
-from hspi.audit.material import Material, Probe, Settings, slim
-from hspi.bundle import Bundle
+from hspi.audit.material import Material, Probe, Settings
+from hspi.detectors.detector import Detector
 from hspi.detectors.number_format import NumberFormat
 from hspi.detectors.training import Bench, calibrate, fit_verifier
 from hspi.evidence.aligned import align
-from hspi.featurize import classify
+from hspi.evidence.library import Library
 from hspi.platforms.record import Nuisance, Platform
 from hspi.signatures import Header, Signature, top_k
 from hspi.splits import split_probes
@@ -86,14 +86,14 @@ def signature(formula: Formula, setting: int) -> Signature:
 
 
 @cache
-def bundle() -> Bundle:
+def detector() -> Detector:
     signatures = [signature(f, s) for f in FORMULAS.values() for s in range(len(SETTINGS))]
     data = align("toy", signatures, {"tokens": reference()})
-    classes = classify(data, SEED, 20)
-    bench = Bench.of(data, classes, SEED, (20, 5))
+    library = Library.measured(data, SEED, 20)
+    bench = Bench.of(library, SEED, (20, 5))
     verifier = fit_verifier([bench])
     levels = calibrate(verifier, [bench])
-    return slim(Bundle(verifier, NumberFormat(verifier), levels, {"toy": data}, {"toy": classes}), "toy")
+    return Detector(verifier, NumberFormat(verifier), levels, {"toy": library}).slim("toy")
 
 
 def probe(i: int) -> Probe:
@@ -109,11 +109,11 @@ def material(
     base_url: str, claim: str | None = "bf16", budget: int = 60, window: int = 4, seed: int = SEED
 ) -> Material:
     settings = Settings(base_url, "toy", "toy", "0" * 64, claim, 0.01, budget, 1.0, window, ["store"], SEED)
-    split = split_probes(bundle().library["toy"].probes, SEED)
+    split = split_probes(detector().library("toy").data.probes, SEED)
     order = np.random.default_rng(seed).permutation(split.test)[:budget]
     warm_up = [probe(int(i)) for i in split.fit[:2]]
     vocabulary = [text_of([i]) for i in range(VOCABULARY)]
-    return Material(settings, bundle(), [probe(int(i)) for i in order], warm_up, vocabulary, {"version_hspi": "test"})
+    return Material(settings, detector(), [probe(int(i)) for i in order], warm_up, vocabulary, {"version_hspi": "test"})
 
 
 def find(ids: list[int]) -> int:

@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from hspi.bundle import Bundle
+from hspi.detectors.detector import Detector
 from hspi.detectors.estimators import Boosted
 from hspi.detectors.number_format import NumberFormat, SampleBench
 from hspi.detectors.training import Bench, calibrate, fit_verifier
-from hspi.evidence.aligned import SLOTS, Aligned, align
-from hspi.evidence.equivalence import Classes
-from hspi.featurize import classify
+from hspi.evidence.aligned import SLOTS, align
+from hspi.evidence.library import Library
 from hspi.hypotheses import NAMES
 from hspi.platforms.record import Nuisance, Platform
 from hspi.signatures import Header, Journal, Signature, to_batch, top_k
@@ -92,9 +91,9 @@ def predicted(model: str) -> dict[str, npt.NDArray[np.float32]]:
     return {s: rng.normal(scale=2e-2, size=shape).astype(np.float32) for s in SETS}
 
 
-def features(model: str, platforms: Sequence[str] = tuple(PATTERNS)) -> tuple[Aligned, Classes]:
+def library(model: str, platforms: Sequence[str] = tuple(PATTERNS)) -> Library:
     data = align(model, signatures(model, platforms), reference(model), predicted=predicted(model))
-    return data, classify(data, SEED, 20)
+    return Library.measured(data, SEED, 20)
 
 
 def write(one: Signature, path: Path) -> Path:
@@ -108,20 +107,19 @@ def write(one: Signature, path: Path) -> Path:
 
 @dataclass(frozen=True)
 class World:
-    features: list[tuple[Aligned, Classes]]
+    libraries: list[Library]
     signatures_of: Callable[[str], list[Signature]]
 
 
 def world() -> World:
-    return World([features(m) for m in MODELS], signatures)
+    return World([library(m) for m in MODELS], signatures)
 
 
-def trained(world: World, without: Sequence[str] = ()) -> Bundle:
+def trained(world: World, without: Sequence[str] = ()) -> Detector:
     """A small detector, as the train stage makes it; `without` platforms train nothing."""
     trees = {"n_estimators": 40, "max_depth": 4}
-    benches = [Bench.of(d, c, SEED) for d, c in world.features]
+    benches = [Bench.of(x, SEED) for x in world.libraries]
     verifier = fit_verifier(benches, parameters=trees, dropped=without)
-    singles = [SampleBench(d, c, SEED) for d, c in world.features]
+    singles = [SampleBench(x, SEED) for x in world.libraries]
     formats = NumberFormat(Boosted(n_estimators=20, max_depth=3)).fit(singles)
-    library = {d.model: d for d, _ in world.features}
-    return Bundle(verifier, formats, calibrate(verifier, benches), library, {c.model: c for _, c in world.features})
+    return Detector(verifier, formats, calibrate(verifier, benches), {x.model: x for x in world.libraries})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import audit_world as world
-from hspi.audit.candidates import _signatures, as_served, only, parse_kinds, replace_library
+from hspi.audit.candidates import _signatures, as_served, parse_kinds
 from hspi.audit.scoring import nearest_rivals
 from hspi.audit.verified import Replay
 from hspi.errors import ConfigError, DataError
@@ -23,37 +23,20 @@ if TYPE_CHECKING:
     from hspi.zoo import ModelRef
 
 
-def test_fewer_candidates_keep_their_own_signatures_and_classes() -> None:
-    whole = world.bundle()
-    some = only(whole, "toy", ["bf16", "int8", "fp32"])
-    data, classes = some.library["toy"], some.classes["toy"]
-    assert data.platform_ids() == classes.platform_ids and set(data.platform_ids()) == {"bf16", "int8", "fp32"}
-    at = whole.library["toy"].platform_ids().index("int8")
-    here = data.platform_ids().index("int8")
-    assert np.array_equal(data.logprobs[here], whole.library["toy"].logprobs[at], equal_nan=True)
-    assert sorted(set(classes.label)) == list(range(classes.count))
-    assert only(whole, "toy", whole.classes["toy"].platform_ids) is whole
-
-
-def test_one_candidate_is_too_few() -> None:
-    with pytest.raises(DataError, match="at least 2"):
-        only(world.bundle(), "toy", ["bf16"])
-
-
 def test_rivals_are_of_other_classes() -> None:
-    classes = world.bundle().classes["toy"]
+    classes = world.detector().library("toy").classes
     rivals = nearest_rivals(classes.separation, classes.label)
     for i, row in enumerate(rivals):
         assert all(classes.label[r] != classes.label[i] for r in row)
 
 
 def test_a_platform_with_one_setting_is_no_hypothesis() -> None:
-    bundle = world.bundle()
-    data = bundle.library["toy"]
+    detector = world.detector()
+    data = detector.library("toy").data
     at = data.platform_ids().index("int8")
     raw, logprobs = data.raw.copy(), data.logprobs.copy()
     raw[at, 1:], logprobs[at, 1:] = np.nan, np.nan
-    lonely = replace_library(bundle, replace(data, raw=raw, logprobs=logprobs), bundle.classes["toy"])
+    lonely = detector.with_library(replace(detector.library("toy"), data=replace(data, raw=raw, logprobs=logprobs)))
     scorer = Replay.of(lonely, "toy", 20, world.SEED)
     assert np.isnan(scorer._calibration[:, at]).all()
     assert np.isfinite(scorer._calibration[:, [i for i in range(6) if i != at]]).all()
@@ -71,16 +54,18 @@ def test_kinds_are_parsed() -> None:
 
 def test_audits_ask_what_signatures_answered_at_one_position_alone() -> None:
     """A last product over eight positions may round otherwise than one over the last alone, on the same platform."""
-    whole = world.bundle()
-    data = replace(whole.library["toy"], probes=[("words" if i % 2 else "text", i // 2) for i in range(world.SIZE)])
-    bundle = replace_library(whole, data, whole.classes["toy"])
+    whole = world.detector()
+    data = replace(
+        whole.library("toy").data, probes=[("words" if i % 2 else "text", i // 2) for i in range(world.SIZE)]
+    )
+    library = replace(whole.library("toy"), data=data)
     sets = {"words": SetSize(world.SIZE // 2, 8, 64), "text": SetSize(world.SIZE // 2, 1, 64)}
     p = replace(load(), probes=replace(load().probes, sets=sets))
-    kept = as_served(bundle, "toy", p).library["toy"]
+    kept = as_served(library, p).data
     assert {name for name, _ in kept.probes} == {"text"} and len(kept.probes) == world.SIZE // 2
     assert np.array_equal(kept.logprobs, data.logprobs[:, :, ::2], equal_nan=True)
     with pytest.raises(DataError, match="one position"):
-        as_served(bundle, "toy", replace(p, probes=replace(p.probes, sets=dict.fromkeys(sets, sets["words"]))))
+        as_served(library, replace(p, probes=replace(p.probes, sets=dict.fromkeys(sets, sets["words"]))))
 
 
 def test_the_store_gives_platforms_that_answered_every_probe_set_of_the_library(tmp_path: Path) -> None:

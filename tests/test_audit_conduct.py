@@ -1,4 +1,4 @@
-"""Whole audits against a server whose platform is known: verdicts, early stops, resumption, bundles, secrets."""
+"""Whole audits against a server whose platform is known: verdicts, early stops, resumption, detectors, secrets."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ import pytest
 
 import audit_world as world
 from hspi.audit import conduct, records
-from hspi.audit.candidates import replace_library
 from hspi.audit.material import Material
 from hspi.client import Endpoint, Retry
 from hspi.errors import ConfigError, DataError, EndpointError
+from hspi.evidence.library import Library
 from hspi.files import write_json
 from hspi.platforms.catalogue import get
 from hspi.platforms.record import Platform
@@ -121,11 +121,11 @@ def test_an_honest_virtual_gpu_is_consistent_whatever_its_plan_and_a_false_claim
 
 def renamed(made: Material, old: str, new: Platform) -> Material:
     """The material with another record for one of its candidates."""
-    bundle = made.bundle
-    data, classes = bundle.library["toy"], bundle.classes["toy"]
+    detector = made.detector
+    data, classes = detector.library("toy").data, detector.library("toy").classes
     data = replace(data, platforms=[new if p.id == old else p for p in data.platforms])
     classes = replace(classes, platform_ids=data.platform_ids())
-    return replace(made, bundle=replace_library(bundle, data, classes))
+    return replace(made, detector=detector.with_library(Library(data, classes)))
 
 
 @pytest.mark.parametrize("platform", ["fp32", "int8"])
@@ -200,7 +200,7 @@ def test_false_alarms_over_honest_audits_stay_below_alpha(tmp_path: Path) -> Non
     from hspi.evidence.observation import Observation
     from hspi.signatures import top_k
 
-    scorer, alarms, audits = Replay.of(world.bundle(), "toy", 20, world.SEED), 0, 0
+    scorer, alarms, audits = Replay.of(world.detector(), "toy", 20, world.SEED), 0, 0
     for label, name in enumerate(scorer.told.platform_ids):
         for setting in range(20, 28):
             probes = [p.id for p in world.material("http://h", seed=setting).probes]
@@ -275,7 +275,7 @@ def test_a_folder_of_another_audit_is_refused(tmp_path: Path) -> None:
             audit(server, tmp_path / "b", "bf16")
 
 
-# ---------------------------------------------------------------- bundles
+# ---------------------------------------------------------------- detectors
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def test_symbols_are_what_a_reader_can_tell_apart() -> None:
 
 
 def test_text_asks_near_ties_of_the_reference_whatever_platforms_say() -> None:
-    data = world.bundle().library["toy"]
+    data = world.detector().library("toy").data
     chosen = near_ties(data, Symbols(TEXTS))
     gap = data.reference[:, 0] - data.reference[:, 1]
     assert 0 < chosen.sum() < len(gap) and (chosen == (gap <= NEAR_TIE)).all()
@@ -52,11 +52,11 @@ def test_text_asks_near_ties_of_the_reference_whatever_platforms_say() -> None:
 @pytest.mark.parametrize("kind", ["text", "rounded-1", "rounded-3"])
 def test_honest_platforms_are_hardly_ever_excluded_at_lesser_levels(kind: str) -> None:
     """Every platform under settings that no signature has, on many orders of the probes."""
-    bundle, alarms, audits = world.bundle(), 0, 0
+    detector, alarms, audits = world.detector(), 0, 0
     if kind == "text":
-        scorer: Any = Text(bundle, "toy", world.SEED, Symbols(TEXTS), EVERY)
+        scorer: Any = Text(detector, "toy", world.SEED, Symbols(TEXTS), EVERY)
     else:
-        scorer = Rounded(bundle, "toy", 20, world.SEED, int(kind[-1]), EVERY)
+        scorer = Rounded(detector, "toy", 20, world.SEED, int(kind[-1]), EVERY)
     rng = np.random.default_rng(0)
     for label, name in enumerate(scorer.told.platform_ids):
         for setting in range(30, 38):
@@ -154,7 +154,7 @@ def test_levels_on_a_real_server(smoke: Tree, behind: str, tmp_path: Path, monke
 
     first = audit(behind, tmp_path / "local", "--claim", here, *local)
     assert f"collecting {here}" in first["told"] and first["level"] == "replay"
-    own = material.load(tmp_path / "local").bundle.classes["llama"].members_of(here)[0]  # its class, as measured here
+    own = material.load(tmp_path / "local").detector.library("llama").class_of(here)[0]  # its class, as measured here
     assert own in first["set_at"] and first["outcome"] in ("consistent", "inconclusive")
     lie = audit(behind, tmp_path / "lie", "--claim", "torch-fp32", *local)
     assert "collecting" not in lie["told"] and lie["outcome"] == "contradicted" and here in lie["members"]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import audit_world as world
 from hspi.audit import material
-from hspi.audit.candidates import joined
 from hspi.audit.material import DETECTOR, pack, unpack
 from hspi.errors import DataError
 
@@ -21,10 +18,10 @@ def test_what_was_saved_scores_alike_and_takes_a_fraction_of_the_space(tmp_path:
         material.save(made, tmp_path / name)
     assert (tmp_path / "a" / DETECTOR).read_bytes() == (tmp_path / "b" / DETECTOR).read_bytes()
     found = material.load(tmp_path / "a")
-    ours, theirs = made.bundle.library["toy"], found.bundle.library["toy"]
+    ours, theirs = made.detector.library("toy").data, found.detector.library("toy").data
     for name in ("slots", "reference", "logprobs", "rank"):
         assert getattr(ours, name).tobytes() == getattr(theirs, name).tobytes()
-    assert found.bundle.calibration == made.bundle.calibration
+    assert found.detector.calibration == made.detector.calibration
     assert (tmp_path / "a" / DETECTOR).stat().st_size < ours.logprobs.nbytes
     assert (found.probes, found.special, found.inexact) == (made.probes, made.special, made.inexact)
 
@@ -38,20 +35,3 @@ def test_a_detector_that_is_no_archive_is_refused_in_one_line(tmp_path: Path) ->
         (tmp_path / "torn.zip").write_bytes(spoilt)
         with pytest.raises(DataError, match=r"torn.zip must hold a detector.*$"):
             unpack(tmp_path / "torn.zip", tmp_path / "out")
-
-
-def test_libraries_are_joined_setting_by_setting() -> None:
-    whole = world.bundle().library["toy"]
-    first, second = whole.only([0, 1, 2]), whole.only([4])
-    second = replace(
-        second, nuisances=["b1", "new"], **{n: getattr(second, n)[:, :2] for n in ("logprobs", "rank", "raw")}
-    )
-    both = joined(first, second)
-    assert both.platform_ids() == [*first.platform_ids(), *second.platform_ids()]
-    assert both.nuisances == sorted({*first.nuisances, "new"})
-    assert both.present.tolist() == [*([n != "new" for n in both.nuisances] for _ in range(3)),
-                                     [n in ("b1", "new") for n in both.nuisances]]  # fmt: skip
-    at = both.nuisances.index("new")
-    assert np.array_equal(both.logprobs[3, at], second.logprobs[0, 1], equal_nan=True)
-    with pytest.raises(DataError, match="own probes"):
-        joined(first, replace(second, slots=second.slots[:, ::-1]))

@@ -246,10 +246,10 @@ def test_progress_as_json_is_a_line_for_each_step(capsys: pytest.CaptureFixture[
 def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A detector, and one signature that its library knows and one that it does not."""
     at = tmp_path_factory.mktemp("judge")
-    bundle = synthetic.trained(world)
+    detector = synthetic.trained(world)
     kept = [p for p in synthetic.PATTERNS if p != "int8-a"]
-    (bundle.library["one"], bundle.classes["one"]) = synthetic.features("one", kept)
-    bundle.save(at / "detector")
+    detector = detector.with_library(synthetic.library("one", kept))
+    detector.save(at / "detector")
     for platform in ("bf16-a", "int8-a"):
         synthetic.write(synthetic.signature(platform, "one", "text", "b2"), at / f"{platform}.parquet")
     return at

@@ -9,18 +9,18 @@ import pytest
 
 import synthetic
 from hspi import reference, zoo
-from hspi.bundle import Bundle
+from hspi.detectors.detector import Detector, decide
 from hspi.detectors.virtual_families import Families, family_name
 from hspi.errors import DataError
 from hspi.evidence.aligned import align
 from hspi.evidence.equivalence import Classes
+from hspi.evidence.library import Library
 from hspi.evidence.observation import Observation
-from hspi.featurize import classify
 from hspi.platforms import get, open_adapter
 from hspi.platforms.record import Nuisance
 from hspi.platforms.virtual.catalogue import virtual
 from hspi.signatures import Header, Signature, top_k
-from hspi.verdict import UNKNOWN, decide
+from hspi.verdict import UNKNOWN
 from test_platforms_adapters import contexts, make_model
 
 PROBES, TOP_K = 24, 40
@@ -90,57 +90,58 @@ def answered(adapter, platform):
 
 
 @pytest.fixture(scope="module")
-def bundle(adapter, folder):
+def detector(adapter, folder):
     """A detector that was trained on other platforms and other models; virtual GPUs join by their signatures."""
     trained = synthetic.trained(synthetic.world())
     once = [answered(adapter, p) for p in LIBRARY]  # emulated bits do not depend on the batch
     found = [replace(x, header=replace(x.header, nuisance=Nuisance(s))) for x in once for s in ("b1", "b4", "b7")]
     exact = reference.reference_logprobs(zoo.resolve(str(folder)), contexts(*[12] * PROBES), 1)[:, 0]
     data = align("tiny", found, {"text": exact}, stored=TOP_K)
-    return replace(trained, library={"tiny": data}, classes={"tiny": classify(data, 1, 20)}, _own={})
+    return replace(trained, libraries={"tiny": Library.measured(data, 1, 20)})
 
 
-def judged(bundle: Bundle, adapter, platform, **more):
-    return bundle.judge(Observation.of(answered(adapter, platform), 20), **more)
+def judged(detector: Detector, adapter, platform, **more):
+    return detector.judge(Observation.of(answered(adapter, platform), 20), **more)
 
 
 @pytest.mark.parametrize(("gpu", "family"), [("A40", NVIDIA_8), ("4090", NVIDIA_8), ("B200", NVIDIA_9)])
 @pytest.mark.parametrize("plan", ["k2", "rev"])
-def test_the_family_is_named_with_its_plan(bundle, adapter, gpu, family, plan):
+def test_the_family_is_named_with_its_plan(detector, adapter, gpu, family, plan):
     """None of these GPUs stands in the library; one that computes alike does."""
-    found = judged(bundle, adapter, virtual(gpu, "tf32", plan))
+    found = judged(detector, adapter, virtual(gpu, "tf32", plan))
     assert (found.answer, found.plan, found.outcome) == (family, plan, "identified")
     assert found.set_at == [family] and set(found.posterior) == {NVIDIA_8, NVIDIA_9, UNKNOWN}
     assert set(found.members) == {p.id for p in LIBRARY if family_name(p) == family}
     assert (
-        found.nearest == bundle.classes["tiny"].members_of(f"vgpu-{'h100' if gpu == 'B200' else 'a100'}-tf32-{plan}")[0]
+        found.nearest
+        == detector.library("tiny").classes.members_of(f"vgpu-{'h100' if gpu == 'B200' else 'a100'}-tf32-{plan}")[0]
     )
 
 
-def test_a_claim_holds_whatever_the_plan_and_falls_for_another_arithmetic(bundle, adapter):
+def test_a_claim_holds_whatever_the_plan_and_falls_for_another_arithmetic(detector, adapter):
     seen = virtual("A100", "tf32", "k4")
     for claim in ("vgpu-a100-tf32-k1", "vgpu-l40s-tf32-k4"):
-        assert judged(bundle, adapter, seen, claim=claim).outcome == "consistent"
-    assert judged(bundle, adapter, seen, claim="vgpu-h100-tf32-k4").outcome == "contradicted"
+        assert judged(detector, adapter, seen, claim=claim).outcome == "consistent"
+    assert judged(detector, adapter, seen, claim="vgpu-h100-tf32-k4").outcome == "contradicted"
     with pytest.raises(DataError, match="claim must be among"):
-        judged(bundle, adapter, seen, claim="vgpu-mi300x-tf32-k4")
+        judged(detector, adapter, seen, claim="vgpu-mi300x-tf32-k4")
 
 
 @pytest.mark.parametrize("plan", ["i4", "ch2", "k8t"])
 @pytest.mark.parametrize("gpu", ["A100", "H100"])
-def test_a_true_claim_never_falls_for_a_plan_that_no_candidate_has(bundle, adapter, gpu, plan):
-    found = judged(bundle, adapter, virtual(gpu, "tf32", plan), claim=f"vgpu-{gpu.lower()}-tf32-k1")
+def test_a_true_claim_never_falls_for_a_plan_that_no_candidate_has(detector, adapter, gpu, plan):
+    found = judged(detector, adapter, virtual(gpu, "tf32", plan), claim=f"vgpu-{gpu.lower()}-tf32-k1")
     assert found.outcome != "contradicted"
     assert found.answer in {NVIDIA_8 if gpu == "A100" else NVIDIA_9, UNKNOWN}
 
 
-def test_a_virtual_claim_falls_to_a_known_class_alone(bundle, adapter):
-    known = judged(bundle, adapter, virtual("H100", "tf32", "k2"), claim="vgpu-a100-tf32-k2")
+def test_a_virtual_claim_falls_to_a_known_class_alone(detector, adapter):
+    known = judged(detector, adapter, virtual("H100", "tf32", "k2"), claim="vgpu-a100-tf32-k2")
     assert known.outcome == "contradicted" and known.answer == NVIDIA_9
-    families = bundle.families("tiny")
-    far = decide(np.full(families.count, -50.0), families, bundle.calibration, probes=8, top_k=20, model="tiny",
+    families = detector.told("tiny")
+    far = decide(np.full(families.count, -50.0), families, detector.calibration, probes=8, top_k=20, model="tiny",
                  claim="vgpu-a100-tf32-k2")  # fmt: skip
     assert (far.answer, far.outcome) == (UNKNOWN, "inconclusive")
     closed = replace(families, open_ended=(False,) * families.count)
-    assert decide(np.full(families.count, -50.0), closed, bundle.calibration, probes=8, top_k=20, model="tiny",
+    assert decide(np.full(families.count, -50.0), closed, detector.calibration, probes=8, top_k=20, model="tiny",
                   claim="vgpu-a100-tf32-k2").outcome == "contradicted"  # fmt: skip

@@ -20,7 +20,7 @@ from hspi.evaluation.pairs import pair_metrics
 from hspi.evaluation.paper import PaperBench
 from hspi.evaluation.replay import ReplayReport, _held_out_platform, _joint_classes, pooled, score_samples
 from hspi.evidence.aligned import align
-from hspi.featurize import classify
+from hspi.evidence.library import Library
 from synthetic import SEED, World
 
 TREES = {"n_estimators": 15, "max_depth": 3}
@@ -31,7 +31,7 @@ Found = tuple[dict[str, float], dict[str, list[dict[str, Any]]], list[str]]
 def found(world: World) -> Found:
     steps: list[str] = []
     parameters = {"verifier": TREES, "classifier": TREES}
-    metrics, tables = protocol.evaluate(world.features, world.signatures_of, parameters, SEED, steps.append)
+    metrics, tables = protocol.evaluate(world.libraries, world.signatures_of, parameters, SEED, steps.append)
     return metrics, tables, steps
 
 
@@ -140,22 +140,24 @@ def test_files_are_whole_and_readable(found: Found, tmp_path: Path) -> None:
 
 def test_test_probes_train_nothing(world: World) -> None:
     """Trees fitted on data whose test probes are garbage are the same trees, bit for bit."""
-    data, classes = world.features[0]
-    clean = Bench.of(data, classes, SEED)
+    library = world.libraries[0]
+    data = library.data
+    clean = Bench.of(library, SEED)
     spoilt = data.logprobs.copy()
     spoilt[:, :, clean.split.test] = np.random.default_rng(0).normal(size=spoilt[:, :, clean.split.test].shape)
-    dirty = Bench.of(replace(data, logprobs=spoilt), classes, SEED)
+    dirty = Bench.of(replace(library, data=replace(data, logprobs=spoilt)), SEED)
     assert not np.array_equal(clean.comparisons[20].statistics, dirty.comparisons[20].statistics)
     a, b = (fit_verifier([x], parameters=TREES).booster_.save_raw() for x in (clean, dirty))
     assert a == b
 
 
 def test_a_held_out_setting_trains_nothing(world: World) -> None:
-    data, classes = world.features[0]
-    clean = Bench.of(data, classes, SEED)
+    library = world.libraries[0]
+    data = library.data
+    clean = Bench.of(library, SEED)
     spoilt = data.logprobs.copy()
     spoilt[:, 3] = np.random.default_rng(0).normal(size=spoilt[:, 3].shape)
-    dirty = Bench.of(replace(data, logprobs=spoilt), classes, SEED)
+    dirty = Bench.of(replace(library, data=replace(data, logprobs=spoilt)), SEED)
     a, b = (fit_verifier([x], parameters=TREES, held_out_setting="b4").booster_.save_raw() for x in (clean, dirty))
     assert a == b
     seen = fit_verifier([dirty], parameters=TREES, held_out_setting="b1").booster_.save_raw()
@@ -163,19 +165,20 @@ def test_a_held_out_setting_trains_nothing(world: World) -> None:
 
 
 def test_a_dropped_platform_trains_nothing(world: World) -> None:
-    data, classes = world.features[0]
+    library = world.libraries[0]
+    data = library.data
     i = data.platform_ids().index("int8-a")
-    clean = Bench.of(data, classes, SEED)
+    clean = Bench.of(library, SEED)
     spoilt = data.logprobs.copy()
     spoilt[i] = spoilt[i][:, :, ::-1]
-    dirty = Bench.of(replace(data, logprobs=spoilt), classes, SEED)
+    dirty = Bench.of(replace(library, data=replace(data, logprobs=spoilt)), SEED)
     a, b = (fit_verifier([x], parameters=TREES, dropped=["int8-a"]) for x in (clean, dirty))
     # The far platform may still be drawn among the random wrong candidates, where it is thrown away.
     assert a.booster_.save_raw() == b.booster_.save_raw()
 
 
 def test_scores_are_of_test_probes_in_disjoint_samples(world: World) -> None:
-    bench = Bench.of(*world.features[0], SEED)
+    bench = Bench.of(world.libraries[0], SEED)
     part = score_samples(fit_verifier([bench], parameters=TREES), bench, 8, 20, [3], bench.settings)
     assert part.per_partition == 6 and part.table.block.max() + 1 == 3 * 6
     assert part.scores.shape == (6 * 18, 5) and set(part.table.setting) == {3}
@@ -183,20 +186,24 @@ def test_scores_are_of_test_probes_in_disjoint_samples(world: World) -> None:
 
 
 def test_twins_on_any_model_share_a_fold(world: World) -> None:
-    benches = [Bench.of(d, c, SEED, ()) for d, c in world.features]
-    split = [replace(b, classes=replace(b.classes, label=[0, 1, 2, 3, 4, 5])) for b in benches]
+    benches = [Bench.of(x, SEED, ()) for x in world.libraries]
+    split = [labelled(b, [0, 1, 2, 3, 4, 5]) for b in benches]
     assert len(set(_joint_classes(split).values())) == 6
-    one_merged = [split[0], replace(split[1], classes=replace(split[1].classes, label=[0, 1, 2, 3, 3, 4]))]
+    one_merged = [split[0], labelled(split[1], [0, 1, 2, 3, 3, 4])]
     groups = _joint_classes(one_merged)
     assert groups["fp32-a"] == groups["fp32-b"] != groups["bf16-a"]
+
+
+def labelled(bench: Bench, label: list[int]) -> Bench:
+    return replace(bench, library=replace(bench.library, classes=replace(bench.classes, label=label)))
 
 
 def test_a_platform_that_one_model_lacks_is_no_obstacle(world: World) -> None:
     kept = synthetic.signatures("two", [p for p in synthetic.PATTERNS if p != "int8-a"])
     data = align("two", kept, synthetic.reference("two"))
     benches = [
-        Bench.of(*world.features[0], SEED),
-        Bench.of(data, classify(data, SEED, 20), SEED),
+        Bench.of(world.libraries[0], SEED),
+        Bench.of(Library.measured(data, SEED, 20), SEED),
     ]
     report = ReplayReport()
     _held_out_platform(benches, TREES, "b4", report, lambda s: None)
@@ -218,7 +225,7 @@ def spoilt(bench: SampleBench, probes: Any, setting: int) -> SampleBench:
 
 @pytest.mark.parametrize("level", ["residual", "distribution"])
 def test_single_benches_train_and_test_on_other_probes_and_settings(world: World, level: str) -> None:
-    bench = SampleBench(*world.features[0], SEED)
+    bench = SampleBench(world.libraries[0], SEED)
     x, y, _ = bench.training(level, bench.formats, [0, 1, 2], 0)
     np.testing.assert_array_equal(spoilt(bench, bench.split.test, 3).training(level, bench.formats, [0, 1, 2], 0)[0], x)
     assert set(y) == {"bf16", "fp32", "int8"} and np.isfinite(x).any(axis=1).all()
@@ -229,7 +236,7 @@ def test_single_benches_train_and_test_on_other_probes_and_settings(world: World
 
 
 def test_paper_samples_come_from_disjoint_prompts(world: World) -> None:
-    bench = PaperBench(world.signatures_of("one"), world.features[0][1], SEED)
+    bench = PaperBench(world.signatures_of("one"), world.libraries[0].classes, SEED)
     x, y, _ = bench.samples("train", ["b1"])
     # 24 prompts train, 4 a sample; 2 positions x 64 values x 3 integers each
     assert x.shape == (6 * 6, 4 * synthetic.POSITIONS * 64 * 3) and len(set(y)) == 5

@@ -1,4 +1,4 @@
-"""Two bundles side by side on an evaluation set that neither was registered with."""
+"""Two detectors side by side on an evaluation set that neither was registered with."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ TREES = {"n_estimators": 40, "max_depth": 4}
 
 def test_a_bundle_that_learned_nothing_scores_below_one_that_learned(world: World, tmp_path: Path) -> None:
     good = synthetic.trained(world)
-    benches = [Bench.of(d, c, SEED) for d, c in world.features]
+    benches = [Bench.of(x, SEED) for x in world.libraries]
     nothing = fit_verifier(benches, parameters=TREES, permute=True)
     for name, verifier in (("good", good.verifier), ("bad", nothing)):
         replace(good, verifier=verifier).save(tmp_path / name)
-    present = rescore.benches_of(world.features, SEED)
-    best, worst = (rescore.score_bundle(tmp_path / name, present) for name in ("good", "bad"))
+    present = rescore.benches_of(world.libraries, SEED)
+    best, worst = (rescore.score_detector(tmp_path / name, present) for name in ("good", "bad"))
     assert set(best) == set(PRIMARY)
     assert all(best[name] > worst[name] + 0.2 for name in PRIMARY), (best, worst)
-    assert rescore.score_bundle(tmp_path / "good", present) == best
+    assert rescore.score_detector(tmp_path / "good", present) == best
 
 
 def test_a_bundle_of_other_features_is_one_clear_line(world: World, tmp_path: Path) -> None:
     good = synthetic.trained(world)
     replace(good, verifier=good.number_format.trees).save(tmp_path / "other")
-    present = rescore.benches_of(world.features[:1], SEED)
+    present = rescore.benches_of(world.libraries[:1], SEED)
     with pytest.raises(DataError, match="features of this version"):
-        rescore.score_bundle(tmp_path / "other", present)
+        rescore.score_detector(tmp_path / "other", present)
     with pytest.raises(DataError, match="must hold a detector"):
-        rescore.score_bundle(tmp_path / "nothing", present)
+        rescore.score_detector(tmp_path / "nothing", present)

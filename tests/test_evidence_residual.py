@@ -17,7 +17,7 @@ OWN = slice(0, len(RESIDUAL_FEATURES) - len(DISTRIBUTION_FEATURES))
 
 @pytest.fixture(scope="module")
 def data() -> Aligned:
-    return synthetic.features("one", ["bf16-a", "fp32-a"])[0]
+    return synthetic.library("one", ["bf16-a", "fp32-a"]).data
 
 
 def noise(p: int = 6, k: int = 11, size: float = 1e-3) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray]:

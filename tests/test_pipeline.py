@@ -210,8 +210,8 @@ def test_a_moved_checkout_serves_its_champion(smoke: Tree, tmp_path: Path) -> No
     moved = Tree(tmp_path / "moved")
     shutil.copytree(smoke.path / "mlruns", moved.path / "mlruns")
     shutil.copytree(smoke.path / "src", moved.path / "src")
-    bundle = tracking.champion(moved.path)
-    question = bundle.example(next(iter(bundle.library)))
+    detector = tracking.champion(moved.path)
+    question = detector.example(next(iter(detector.library)))
     moved.environment["MLFLOW_TRACKING_URI"] = "sqlite:///mlruns/mlflow.db"
     port = str(free_port())
     command = ["mlflow", "models", "serve", "-m", "models:/hspi-detector@champion", "--env-manager", "local"]
@@ -219,4 +219,4 @@ def test_a_moved_checkout_serves_its_champion(smoke: Tree, tmp_path: Path) -> No
         body = json.dumps({"dataframe_split": question.to_dict(orient="split", index=False)}).encode()
         request = Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
         (answer,) = json.load(urlopen(request))["predictions"]
-    assert answer == bundle.predict(question).to_dict(orient="records")[0]
+    assert answer == detector.predict(question).to_dict(orient="records")[0]

@@ -201,8 +201,8 @@ def test_on_another_evaluation_set_both_bundles_are_scored_anew(root: Path, trai
     asked: list[str] = []
 
     def rescoring(champions: float, challengers: float) -> Callable[[Path], dict[str, float]]:
-        def rescore(bundle: Path) -> dict[str, float]:
-            asked.append((bundle / "facts.json").read_text())
+        def rescore(detector: Path) -> dict[str, float]:
+            asked.append((detector / "facts.json").read_text())
             return better({"{}": champions, "[]": challengers}[asked[-1]])
 
         return rescore
@@ -220,8 +220,8 @@ def test_a_champion_that_this_version_cannot_read_gives_way_and_a_challenger_tha
     root: Path, train: Train
 ) -> None:
     def unreadable(content: str) -> Callable[[Path], dict[str, float]]:
-        def rescore(bundle: Path) -> dict[str, float]:
-            if (bundle / "facts.json").read_text() == content:
+        def rescore(detector: Path) -> dict[str, float]:
+            if (detector / "facts.json").read_text() == content:
                 raise DataError("it reads other features")
             return better(0.01)
 

@@ -23,8 +23,8 @@ Inputs = tuple[list[Bench], list[Any]]
 
 
 def inputs(world: World) -> Inputs:
-    benches = [Bench.of(d, c, SEED) for d, c in world.features[:1]]
-    return benches, training_tables([SampleBench(d, c, SEED) for d, c in world.features])
+    benches = [Bench.of(x, SEED) for x in world.libraries[:1]]
+    return benches, training_tables([SampleBench(x, SEED) for x in world.libraries])
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hspi.detectors.calibration import Calibration, fit_temperature
+from hspi.detectors.detector import decide
 from hspi.detectors.virtual_families import Families
 from hspi.errors import DataError
-from hspi.verdict import EXITS, UNKNOWN, Verdict, decide
+from hspi.verdict import EXITS, UNKNOWN, Verdict
 
 NAMES, MEMBERS = ("a", "b", "c"), (("a", "a2"), ("b",), ("c",))
 TOLD = Families((0, 1, 2), NAMES, MEMBERS, ("",) * 3, ("a", "a2", "b", "c"), (0, 0, 1, 2), (False,) * 3)

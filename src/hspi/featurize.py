@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,13 @@ import numpy.typing as npt
 
 from hspi import probes, zoo
 from hspi.errors import DataError
-from hspi.evidence.aligned import Aligned, align, likeliest
-from hspi.evidence.equivalence import Classes, measure
-from hspi.evidence.replay import all_pair_statistics
-from hspi.files import read_json, write_json
+from hspi.evidence import library as libraries
+from hspi.evidence.aligned import align, likeliest
+from hspi.evidence.library import Library, save_classes
 from hspi.hypotheses import cached_predictions
 from hspi.probes import ProbeSpec
 from hspi.reference import cached_reference
 from hspi.signatures import Signature, iter_store, read_header, read_signature
-from hspi.splits import split_probes
-
-CLASSES = "classes.json"
 
 
 def references(
@@ -85,37 +82,21 @@ def featurize(
     platforms: Collection[str] | None = None,
 ) -> list[Path]:
     """Write OUT/<model>.safetensors for each model and OUT/classes.json. Returns the files."""
-    out = Path(out)
-    paths, classes = [], []
+    out, paths, found = Path(out), [], []
     for name in models:
         ref = zoo.resolve(name)
-        found = signatures_of(store, ref.id, ref.weights_hash, platforms)
+        signatures = signatures_of(store, ref.id, ref.weights_hash, platforms)
         logits, predicted = references(name, specs, reference_folder)
-        data = align(ref.id, found, logits, predicted=predicted)
-        path = out / f"{Path(ref.id).name}.safetensors"
-        data.save(path)
-        paths.append(path)
-        classes.append(classify(data, seed, top_k).to_dict())
+        library = Library.measured(align(ref.id, signatures, logits, predicted=predicted), seed, top_k)
+        paths.append(library.save(out))
+        found.append(replace(library, data=None))  # type: ignore[arg-type]  # its arrays may go
         on_model(name)
-    return [*paths, write_json(out / CLASSES, classes, sort_keys=False, end="")]
+    return [*paths, save_classes(found, out)]
 
 
-def classify(data: Aligned, seed: int, top_k: int) -> Classes:
-    """The model's equivalence classes, measured on the probes that train and calibrate."""
-    split = split_probes(data.probes, seed)
-    pool = np.sort(np.concatenate([split.fit, split.calibrate]))
-    c, s = data.present.shape
-    every = [(i, j) for i in range(c) for j in range(s)]
-    part = data.on_probes(pool)
-    statistics = all_pair_statistics(part, every, top_k)
-    return measure(part, statistics.reshape(c, s, *statistics.shape[1:]))
-
-
-def load(folder: str | Path) -> list[tuple[Aligned, Classes]]:
+def load(folder: str | Path) -> list[Library]:
     """What `featurize` wrote, model by model. Raises DataError if it is not there."""
-    folder = Path(folder)
     try:
-        rows = read_json(folder / CLASSES)
+        return libraries.load(folder)
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} must hold features, but: {error}; run `hspi featurize`") from error
-    return [(Aligned.load(folder / f"{Path(row['model']).name}.safetensors"), Classes.from_dict(row)) for row in rows]

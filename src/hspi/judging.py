@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hspi import params, stages
-from hspi.bundle import Bundle
+from hspi.detectors.detector import Detector
 from hspi.errors import DataError, PlatformError
 from hspi.evidence.observation import Observation
 from hspi.platforms import catalogue, machine
@@ -22,16 +22,16 @@ from hspi.verdict import Verdict
 HIDDEN_BATCH = 3  # no default nuisance setting has it
 
 
-def load_bundle(detector: Path | None = None) -> Bundle:
-    """The given bundle, else the registry's champion, else the last one trained."""
+def load_detector(detector: Path | None = None) -> Detector:
+    """The given detector, else the registry's champion, else the last one trained."""
     if detector is not None:
-        return Bundle.load(detector)
+        return Detector.load(detector)
     from hspi import tracking
 
     try:
         return tracking.champion()
     except DataError:
-        return Bundle.load(stages.BUNDLE)
+        return Detector.load(stages.DETECTOR)
 
 
 def judge_file(
@@ -39,7 +39,7 @@ def judge_file(
 ) -> Verdict:
     """The verdict on the first `probes` rows of a signature."""
     seen = Observation.of(read_signature(file), top_k)
-    return load_bundle(detector).judge(seen.take(range(min(probes, len(seen.probes)))), alpha=alpha, claim=claim)
+    return load_detector(detector).judge(seen.take(range(min(probes, len(seen.probes)))), alpha=alpha, claim=claim)
 
 
 def demo(hide: str | None, seed: int | None, say: Callable[[str], object]) -> tuple[str, Verdict, Verdict]:
@@ -61,14 +61,14 @@ def demo(hide: str | None, seed: int | None, say: Callable[[str], object]) -> tu
         command += ["--probes", "text", "--out", folder, "--batch-size", str(HIDDEN_BATCH), "--progress", "none"]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         signature = read_signature(next(Path(folder).glob("*/*/*.parquet")))
-    bundle = load_bundle()
+    detector = load_detector()
     seen = Observation.of(signature, 20)
-    test = stages.test_probes(seen.probes, bundle.library[seen.model], p.evaluation.seed)
+    test = stages.test_probes(seen.probes, detector.library(seen.model).data, p.evaluation.seed)
     chosen = np.random.default_rng(seed).choice(test, min(32, len(test)), replace=False)
     one = seen.take(chosen.tolist())
-    found = bundle.judge(one)
-    others = [i for i in runnable if i not in bundle.classes[seen.model].members_of(hidden)]
-    return hidden, found, bundle.judge(one, claim=rng.choice(others))
+    found = detector.judge(one)
+    others = [i for i in runnable if i not in detector.library(seen.model).classes.members_of(hidden)]
+    return hidden, found, detector.judge(one, claim=rng.choice(others))
 
 
 def report_files() -> list[Path]:

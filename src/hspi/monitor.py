@@ -129,7 +129,7 @@ def _concluded(entry: Entry, folder: Path, verdict: Mapping[str, Any]) -> tuple[
     from hspi.audit import material
 
     made = material.load(folder)
-    told = made.bundle.families(made.settings.model) if made.settings.model in made.bundle.classes else None
+    told = made.told
     known = list(told.platform_ids) if told else []
     names = ("outcome", "answer", "why", "claim_p_value", "level", "cost")
     counts = ("requests", "prompt_tokens", "output_tokens", "unusable")

@@ -12,6 +12,7 @@ from typing import Any
 from hspi import featurize as features_of
 from hspi import zoo
 from hspi.errors import DataError
+from hspi.evidence.library import CLASSES
 from hspi.files import read_json, whole, write_bytes
 from hspi.params import Params
 
@@ -20,7 +21,7 @@ Step = Callable[[str], object]
 SIGNATURES = Path("data/signatures")
 REFERENCE = Path("data/reference")
 FEATURES = Path("data/features")
-BUNDLE = Path("models/detector")
+DETECTOR = Path("models/detector")
 RUN = Path("models/run.json")
 JOURNAL = Path("models/optuna.journal")
 BEST = Path("reports/tuning/best.json")
@@ -60,8 +61,8 @@ def tune(p: Params, step: Step) -> dict[str, Any]:
 
     loaded = features_of.load(FEATURES)
     seed = p.evaluation.seed
-    benches = [Bench.of(d, c, seed, TOP_KS) for d, c in loaded]
-    tables = training_tables([SampleBench(d, c, seed) for d, c in loaded])
+    benches = [Bench.of(library, seed, TOP_KS) for library in loaded]
+    tables = training_tables([SampleBench(library, seed) for library in loaded])
 
     def on_trial(name: str, trial: Any) -> None:
         step(f"{name} trial {trial.number}")
@@ -79,7 +80,7 @@ def fingerprint() -> str:
     """A short hash of the features, so that a study never mixes trials on different data."""
     import hashlib
 
-    digest = hashlib.sha256((FEATURES / features_of.CLASSES).read_bytes())
+    digest = hashlib.sha256((FEATURES / CLASSES).read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -106,7 +107,7 @@ def best_parameters() -> dict[str, dict[str, Any]]:
 def train(p: Params, step: Step) -> dict[str, Any]:
     """The detector that ships: fitted on every setting and platform, judged by `evaluate` on what it never saw."""
     from hspi import tracking
-    from hspi.bundle import Bundle
+    from hspi.detectors.detector import Detector
     from hspi.detectors.estimators import Boosted
     from hspi.detectors.number_format import NumberFormat, SampleBench
     from hspi.detectors.training import Bench, calibrate, fit_verifier
@@ -114,18 +115,17 @@ def train(p: Params, step: Step) -> dict[str, Any]:
     loaded, best = features_of.load(FEATURES), best_parameters()
     seed = p.evaluation.seed
     step("comparing signatures")
-    benches = [Bench.of(d, c, seed, TOP_KS) for d, c in loaded]
+    benches = [Bench.of(library, seed, TOP_KS) for library in loaded]
     step("pair verifier")
     verifier = fit_verifier(benches, parameters=best["verifier"])
     calibration = calibrate(verifier, benches)
     step("number formats")
-    number_format = NumberFormat(Boosted(**best["classifier"])).fit([SampleBench(d, c, seed) for d, c in loaded])
-    library, classes = {d.model: d for d, _ in loaded}, {c.model: c for _, c in loaded}
-    bundle = Bundle(verifier, number_format, calibration, library, classes)
-    bundle.save(BUNDLE)
+    number_format = NumberFormat(Boosted(**best["classifier"])).fit([SampleBench(library, seed) for library in loaded])
+    found = Detector(verifier, number_format, calibration, {library.model: library for library in loaded})
+    found.save(DETECTOR)
     step("MLflow")
     return tracking.log_training(
-        BUNDLE, {"tuned": best, "params": asdict(p)}, {}, input_example=bundle.example(loaded[0][0].model), run_file=RUN
+        DETECTOR, {"tuned": best, "params": asdict(p)}, {}, example_of=loaded[0].model, run_file=RUN
     )
 
 
@@ -153,11 +153,11 @@ def report() -> list[Path]:
 def register() -> dict[str, Any]:
     from hspi import tracking
 
-    return tracking.publish(RUN, BUNDLE, METRICS, TABLES, FIGURES, REGISTRY, rescore=_rescore())
+    return tracking.publish(RUN, DETECTOR, METRICS, TABLES, FIGURES, REGISTRY, rescore=_rescore())
 
 
 def _rescore() -> Callable[[Path], dict[str, float]]:
-    """Scores bundles on the present features, which are read when the first is to be scored."""
+    """Scores detectors on the present features, which are read when the first is to be scored."""
     from functools import cache
 
     from hspi import params
@@ -167,7 +167,7 @@ def _rescore() -> Callable[[Path], dict[str, float]]:
     def benches() -> Any:
         return rescore.benches_of(features_of.load(FEATURES), params.load().evaluation.seed)
 
-    return lambda folder: rescore.score_bundle(folder, benches())
+    return lambda folder: rescore.score_detector(folder, benches())
 
 
 def test_probes(probes: list[tuple[str, int]], library: Any, seed: int) -> list[int]:

@@ -58,9 +58,7 @@ def _verifier_goal(benches: Sequence[Bench], trial: optuna.Trial) -> float:
             for n, k in GOAL_SIZES:
                 samples = draw(bench.split.calibrate, n, 8, np.random.default_rng(9))
                 pairs = bench.comparisons[k]
-                table = tabulate(
-                    pairs, pairs.observed([at]), bench.settings, samples, bench.split.fit, bench.naive_setting
-                )
+                table = tabulate(pairs, pairs.observed([at]), bench.settings, samples, bench.split.fit)
                 truth = np.asarray(bench.classes.label)[table.truth]
                 losses.append(log_loss(class_scores(score(verifier, table), bench.classes), truth))
         trial.report(float(np.mean(losses)), step)

@@ -1,18 +1,10 @@
-"""What is said in the end, of an endpoint and of a file alike, and how scores of candidates become it.
-
-The scores are log-odds that observation and candidate are one platform. They are calibrated on samples whose truth is
-known, under settings and probes that the detector was not fitted on.
-"""
+"""What is said in the end, of an endpoint and of a file alike."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-
-from hspi.detectors.calibration import Calibration, Floats
-from hspi.detectors.virtual_families import Families
 from hspi.errors import Exit
 
 UNKNOWN = "unknown"
@@ -112,56 +104,3 @@ RETIRED = ("any_plan",)  # in verdicts of earlier versions; it said what the lib
 def _highest(shares: dict[str, float], count: int) -> str:
     best = sorted(shares.items(), key=lambda item: -item[1])[:count]
     return ", ".join(f"{name} {p:.4f}" for name, p in best)
-
-
-def decide(
-    scores: Floats,
-    told: Families,
-    calibration: Calibration,
-    *,
-    probes: int,
-    top_k: int,
-    model: str,
-    alpha: float = 0.01,
-    claim: str | None = None,
-) -> Verdict:
-    """Verdict for one observation at the replay level: scores (F,) of what is told apart.
-
-    The set at 1−α holds every class whose own p-value exceeds α (conformal, so it holds the truth with 1−α whatever
-    the detector); "unknown" stands in it when no class does. Raises DataError for a claim that is no candidate.
-    """
-    post = calibration.posterior(scores)
-    p = calibration.p_value(scores, probes, top_k, [f"{model}/{name}" for name in told.names])
-    inside = [n for n, value in zip(told.names, p, strict=True) if value > alpha]
-    best = int(np.argmax(scores))
-    known = bool(inside) and int(np.argmax(post)) < told.count
-    claimed = None if claim is None else told.index(claim)
-    p_claim = None if claimed is None else float(p[claimed])
-    outcome = _outcome(told, claimed, p_claim, best if known else None, len(inside), alpha)
-    return Verdict(
-        outcome=outcome,
-        answer=told.names[best] if known else UNKNOWN,
-        members=list(told.members[best]) if known else [],
-        posterior={**dict(zip(told.names, map(float, post[:-1]), strict=True)), UNKNOWN: float(post[-1])},
-        set_at=inside or [UNKNOWN],
-        alpha=alpha,
-        claim=claim,
-        claim_p_value=p_claim,
-        level="replay",
-        probes=probes,
-        top_k=top_k,
-        model=model,
-    )
-
-
-def _outcome(
-    told: Families, claimed: int | None, p_value: float | None, answer: int | None, inside: int, alpha: float
-) -> str:
-    """claimed and answer: classes, if there are any; inside: how many are not excluded."""
-    if claimed is None or p_value is None:
-        if answer is None:
-            return UNKNOWN
-        return "identified" if inside == 1 else "inconclusive"
-    if p_value <= alpha:  # a virtual GPU's claim falls to another known class alone: no library holds every kernel plan
-        return "inconclusive" if told.open_ended[claimed] and answer is None else "contradicted"
-    return "consistent" if claimed == answer else "inconclusive"

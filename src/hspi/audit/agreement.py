@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from hspi.audit.scoring import Rows, Scorer
 from hspi.audit.sequential import Martingales, SimpleMixture
-from hspi.bundle import Bundle
+from hspi.detectors.detector import Detector
 from hspi.evidence.aligned import Aligned, place
 from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32
@@ -94,9 +94,9 @@ class Text(Agreement):
 
     level: ClassVar[str] = "text"
 
-    def __init__(self, bundle: Bundle, model: str, seed: int, symbols: Symbols, usable: Bools) -> None:
+    def __init__(self, detector: Detector, model: str, seed: int, symbols: Symbols, usable: Bools) -> None:
         """usable: (P,), whether a probe can be asked at all."""
-        data = bundle.library[model]
+        data = detector.library(model).data
         self.symbols = symbols
         self.chosen = usable & near_ties(data, symbols)
         best = np.argmin(data.rank, axis=3)
@@ -104,7 +104,7 @@ class Text(Agreement):
         self.top = np.where(data.rank.min(axis=3) == 0, self.top, -1)
         split = split_probes(data.probes, seed)
         pool = np.concatenate([split.fit, split.calibrate])  # nothing was fitted for this level
-        super().__init__(bundle, model, 1, split, pool[self.chosen[pool]])
+        super().__init__(detector, model, 1, split, pool[self.chosen[pool]])
 
     def asks(self, at: int) -> bool:
         return at in self._test and bool(self.chosen[at])
@@ -137,12 +137,12 @@ class Rounded(Agreement):
     level: ClassVar[str] = "rounded"
     SHIFTS = (0.0, -0.5, 0.5)  # before rounding to the nearest, in steps; log-probabilities are negative
 
-    def __init__(self, bundle: Bundle, model: str, k: int, seed: int, decimals: int, usable: Bools) -> None:
+    def __init__(self, detector: Detector, model: str, k: int, seed: int, decimals: int, usable: Bools) -> None:
         """usable: (P,), whether a probe can be asked at all."""
         self.decimals, self.usable = decimals, usable
-        split = split_probes(bundle.library[model].probes, seed)
+        split = split_probes(detector.library(model).data.probes, seed)
         pool = np.concatenate([split.fit, split.calibrate])  # nothing was fitted for this level
-        super().__init__(bundle, model, k, split, pool[usable[pool]])
+        super().__init__(detector, model, k, split, pool[usable[pool]])
 
     def asks(self, at: int) -> bool:
         return at in self._test and bool(self.usable[at])

@@ -5,19 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hspi import featurize, probes, zoo
-from hspi.bundle import Bundle
 from hspi.collect import Job, is_finished
+from hspi.detectors.detector import Detector
 from hspi.errors import ConfigError, DataError, PlatformError, UnknownName
-from hspi.evidence.aligned import ABSENT, Aligned, align
-from hspi.evidence.equivalence import Classes
+from hspi.evidence.aligned import align
+from hspi.evidence.library import Library
 from hspi.params import Params
 from hspi.platforms import catalogue, machine
 from hspi.signatures import Header, Signature, iter_store, read_header, read_signature
@@ -36,7 +33,7 @@ def parse_kinds(text: str) -> tuple[str, ...]:
 
 
 def gather(
-    bundle: Bundle,
+    detector: Detector,
     ref: ModelRef,
     kinds: Sequence[str],
     p: Params,
@@ -46,19 +43,19 @@ def gather(
     *,
     claim: str | None = None,
     params_file: str = "params.yaml",
-) -> tuple[Bundle, str]:
-    """(the bundle with a library for these weights, the name they have in it).
+) -> tuple[Detector, str]:
+    """(the detector with a library for these weights, the name they have in it).
 
     The detector's own library comes first, then what it lacks: of the store, and of what runs on this machine, the
     claim before all. `store` and `cache` are folders of signatures; what is collected here goes to `cache` and is not
-    made again. Without any signature the bundle comes back without a library of that name.
+    made again. Without any signature the detector comes back without a library of that name.
     """
     name = known_as(ref)
-    library = bundle.library.get(name) if "store" in kinds else None
-    known = set() if library is None else set(library.platform_ids())
+    library = detector.libraries.get(name) if "store" in kinds else None
+    known = set() if library is None else set(library.platform_ids)
     more: list[Signature] = []
     if "store" in kinds:
-        more = _signatures(store, ref, known, {} if library is None else library.probe_hashes)
+        more = _signatures(store, ref, known, {} if library is None else library.data.probe_hashes)
         known |= {s.header.platform.id for s in more}
     if "local" in kinds:
         wanted = [i for i in dict.fromkeys([*_in_catalogue(claim), *p.platforms]) if i not in known]
@@ -67,25 +64,25 @@ def gather(
     if library is None and not more:
         hint = "" if "local" in kinds else ": --candidates local,store makes those that this machine can run"
         say(f"no signatures of {name!r} are known{hint}")
-        return Bundle(bundle.verifier, bundle.number_format, bundle.calibration, {}, {}), name
+        return detector.without_libraries(), name
     if more:
-        bundle = with_library(bundle, ref, name, more, p, cache / "reference", library)
-    bundle = as_served(bundle, name, p)
-    keep = [q.id for q in bundle.library[name].platforms if q.provenance != "emulated" or "emulated" in kinds]
-    return only(bundle, name, keep), name
+        library = measured(ref, name, more, p, cache / "reference", library)
+    assert library is not None
+    library = as_served(library, p)
+    keep = [q.id for q in library.data.platforms if q.provenance != "emulated" or "emulated" in kinds]
+    return detector.with_library(library.only(keep)), name
 
 
-def as_served(bundle: Bundle, model: str, p: Params) -> Bundle:
-    """The bundle with those of the model's probes that were collected as an endpoint answers: one position each.
+def as_served(library: Library, p: Params) -> Library:
+    """With those of its probes that were collected as an endpoint answers: one position each.
 
     With more positions in a call the same engine may take another kernel for its last product: torch in fp32 answers
     about half of a top-k in other bits then, and an honest endpoint would look like nobody.
     """
-    data = bundle.library[model]
-    at = [i for i, (name, _) in enumerate(data.probes) if p.probes.spec(name).positions == 1]
+    at = [i for i, (name, _) in enumerate(library.data.probes) if p.probes.spec(name).positions == 1]
     if not at:
         raise DataError("probes.sets must hold a set of one position for audits, but each has more")
-    return replace_library(bundle, data.on_probes(np.asarray(at)), bundle.classes[model])
+    return library.on_probes(np.asarray(at))
 
 
 def _in_catalogue(platform: str | None) -> list[str]:
@@ -146,84 +143,19 @@ def _signatures(root: Path, ref: ModelRef, but: Collection[str], asked: Mapping[
     return [read_signature(f) for f, h in found.items() if not asked or fits(h)]
 
 
-def with_library(
-    bundle: Bundle,
+def measured(
     ref: ModelRef,
     name: str,
     signatures: Sequence[Signature],
     p: Params,
     references: Path,
-    library: Aligned | None = None,
-) -> Bundle:
-    """The bundle with these signatures as candidates, beside those of `library`; classes are measured anew."""
+    library: Library | None = None,
+) -> Library:
+    """These signatures as candidates, beside those of `library`; classes are measured anew."""
     specs = [p.probes.spec(s) for s in p.probes.sets]
     references.mkdir(parents=True, exist_ok=True)
     model = ref.id if ref.id in zoo.ZOO else str(ref.path)
     logits, predicted = featurize.references(model, specs, references)
     data = align(name, signatures, logits, predicted=predicted)
-    if library is not None:
-        data = joined(library, data)
-    classes = featurize.classify(data, p.evaluation.seed, p.evaluation.top_k)
-    return replace_library(bundle, data, classes)
-
-
-def joined(first: Aligned, second: Aligned) -> Aligned:
-    """Both libraries' platforms on the same probes and slots. Raises DataError if those differ."""
-    clash = any(second.probe_hashes.get(name, known) != known for name, known in first.probe_hashes.items())
-    if clash or first.probes != second.probes or not np.array_equal(first.slots, second.slots):
-        raise DataError(f"signatures of {first.model!r} must answer the detector's own probes, but these do not")
-    settings = sorted({*first.nuisances, *second.nuisances})
-
-    def spread(data: Aligned, array: npt.NDArray[Any], empty: float) -> npt.NDArray[Any]:
-        out = np.full((len(array), len(settings), *array.shape[2:]), empty, array.dtype)
-        out[:, [settings.index(n) for n in data.nuisances]] = array
-        return out
-
-    def both(name: str, empty: float) -> npt.NDArray[Any]:
-        return np.concatenate([spread(d, getattr(d, name), empty) for d in (first, second)])
-
-    return replace(
-        first,
-        platforms=[*first.platforms, *second.platforms],
-        nuisances=settings,
-        logprobs=both("logprobs", np.nan),
-        rank=both("rank", ABSENT),
-        raw=both("raw", np.nan),
-    )
-
-
-def replace_library(bundle: Bundle, data: Aligned, classes: Classes) -> Bundle:
-    return Bundle(
-        bundle.verifier,
-        bundle.number_format,
-        bundle.calibration,
-        {**bundle.library, data.model: data},
-        {**bundle.classes, data.model: classes},
-    )
-
-
-def only(bundle: Bundle, model: str, platforms: Sequence[str]) -> Bundle:
-    """The bundle with these platforms alone in the model's library."""
-    data, classes = bundle.library[model], bundle.classes[model]
-    at = np.asarray([i for i, q in enumerate(data.platforms) if q.id in set(platforms)], np.int64)
-    if len(at) == len(data.platforms):
-        return bundle
-    if len(at) < 2:
-        raise DataError(f"there must be at least 2 candidates for {model!r}, but got {len(at)}")
-    kept = replace(
-        data,
-        platforms=[data.platforms[i] for i in at],
-        logprobs=data.logprobs[at],
-        rank=data.rank[at],
-        raw=data.raw[at],
-    )
-    old = [classes.label[i] for i in at]
-    number = {label: n for n, label in enumerate(dict.fromkeys(old))}
-    some = Classes(
-        model,
-        [classes.platform_ids[i] for i in at],
-        [number[label] for label in old],
-        classes.separation[np.ix_(at, at)],
-        classes.low[np.ix_(at, at)],
-    )
-    return replace_library(bundle, kept, some)
+    seed, top_k = p.evaluation.seed, p.evaluation.top_k
+    return Library.measured(data, seed, top_k) if library is None else library.joined(data, seed, top_k)

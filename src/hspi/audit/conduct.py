@@ -1,4 +1,4 @@
-"""An audit from its first question to its verdict. The same code runs live, after a kill, and on a sealed bundle:
+"""An audit from its first question to its verdict. The same code runs live, after a kill, and on a sealed detector:
 only where answers come from differs.
 """
 
@@ -48,7 +48,7 @@ async def audit(
     cache: Path | None = None,
     refer: Refer | None = None,
 ) -> tuple[Plan, Verdict | None]:
-    """Ask, judge, write the bundle. Without an endpoint the answers in `folder` must suffice.
+    """Ask, judge, write the detector. Without an endpoint the answers in `folder` must suffice.
 
     cache: a folder where the candidates' own scores are kept from audit to audit; refer: makes the reference that the
     residual level needs, where the folder holds none.
@@ -111,7 +111,7 @@ READY = "ready"  # stands once the material is whole
 
 
 def replay(folder: Path, say: Say) -> tuple[Plan, Verdict]:
-    """Score a sealed bundle again, offline. Raises DataError if a byte changed or the verdict would be another."""
+    """Score a sealed detector again, offline. Raises DataError if a byte changed or the verdict would be another."""
     check_seal(folder)
     plan, conclusion = asyncio.run(audit(materials.load(folder), None, folder, say))
     assert conclusion is not None

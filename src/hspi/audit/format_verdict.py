@@ -24,7 +24,7 @@ def conclude_formats(material: Material, plan: Plan, found: Findings, reference:
     seen = found.together()
     if reference is None:
         return inconclusive(material, plan, found, f"no detector is trained on this level; {lean(seen)}", EXACT)
-    told = material.bundle.number_format.tell(reference, seen)
+    told = material.detector.number_format.tell(reference, seen)
     claimed = claimed_format(material)
     outcome, why = said_of(told, claimed, material.settings.claim)
     factors = {"number format": [str(claimed), str(told.found)]} if outcome == "contradicted" else {}
@@ -45,8 +45,7 @@ def claimed_format(material: Material) -> str | None:
     s = material.settings
     if s.claim_format is not None or s.claim is None:
         return s.claim_format
-    library = material.bundle.library.get(s.model)
-    known = {} if library is None else {p.id: p for p in library.platforms}
+    known = {} if material.library is None else {p.id: p for p in material.library.data.platforms}
     return format_of(known.get(s.claim) or catalogue.get(s.claim))
 
 

@@ -43,7 +43,7 @@ def choose_level(cap: Capabilities, material: Material) -> Level:
     if cap.foreign:
         return Level("none", f"{cap.foreign} tokens are not in the model's vocabulary: another tokenizer serves")
     context = wrapping(cap, material)
-    signatures = material.settings.model in material.bundle.library
+    signatures = material.library is not None
     if cap.form.top == 0:
         return _text(cap, context, signatures)
     if signatures and context == "" and material.settings.claim_format is None:
@@ -111,11 +111,11 @@ def make_scorer(level: Level, cap: Capabilities, material: Material, cache: Path
     if not level.sequential:
         return None
     assert cap.form is not None
-    bundle, s, k = material.bundle, material.settings, min(TOP_K, cap.top_k)
+    detector, s, k = material.detector, material.settings, min(TOP_K, cap.top_k)
     usable = material.usable(cap.form.ids)
     if level.kind == "replay":
-        split = split_probes(bundle.library[s.model].probes, s.seed)
-        return Replay(bundle, s.model, k, split, split.calibrate[usable[split.calibrate]], cache)
+        split = split_probes(detector.library(s.model).data.probes, s.seed)
+        return Replay(detector, s.model, k, split, split.calibrate[usable[split.calibrate]], cache)
     if level.decimals is not None:
-        return Rounded(bundle, s.model, k, s.seed, level.decimals, usable)
-    return Text(bundle, s.model, s.seed, Symbols(material.vocabulary, material.special), usable)
+        return Rounded(detector, s.model, k, s.seed, level.decimals, usable)
+    return Text(detector, s.model, s.seed, Symbols(material.vocabulary, material.special), usable)

@@ -10,7 +10,7 @@ import lzma
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi import probes, zoo
-from hspi.bundle import Bundle
+from hspi.detectors.detector import Detector
+from hspi.detectors.virtual_families import Families
 from hspi.errors import ConfigError, DataError
 from hspi.evidence.aligned import Aligned
+from hspi.evidence.library import Library
 from hspi.files import read_json, version, whole, write_json
 from hspi.platforms import catalogue
 from hspi.probes import ProbeSpec
@@ -77,7 +79,7 @@ class Material:
     """
 
     settings: Settings
-    bundle: Bundle
+    detector: Detector
     probes: list[Probe]
     warm_up: list[Probe]
     vocabulary: list[str]
@@ -86,23 +88,34 @@ class Material:
     inexact: list[int] = field(default_factory=list)
     weights: bool = False
 
+    @property
+    def library(self) -> Library | None:
+        """The candidates, if these weights have any."""
+        return self.detector.libraries.get(self.settings.model)
+
+    @property
+    def told(self) -> Families | None:
+        """What a verdict on them tells apart."""
+        return None if self.library is None else self.detector.told(self.settings.model)
+
     def usable(self, as_ids: bool) -> npt.NDArray[np.bool_]:
         """(P,): which probes of the library can be asked, as ids or as text."""
-        found = np.ones(len(self.bundle.library[self.settings.model].probes), bool)
+        found = np.ones(len(self.detector.library(self.settings.model).data.probes), bool)
         found[[] if as_ids else self.inexact] = False
         return found
 
 
-def prepare(settings: Settings, bundle: Bundle, specs: Sequence[ProbeSpec], ref: ModelRef) -> Material:
+def prepare(settings: Settings, detector: Detector, specs: Sequence[ProbeSpec], ref: ModelRef) -> Material:
     """Material for an audit of `settings.model`, whose library stands in `bundle`, unless nothing was ever collected.
 
     Raises ConfigError if the claim is none that can be held against it, DataError if the library's probes are not
     `specs`.
     """
-    check_claim(settings, bundle)
+    check_claim(settings, detector)
     tokenizer = zoo.load_tokenizer(ref)
     ours = {s.name: probes.build(s, tokenizer).contexts for s in specs}
-    data = bundle.library.get(settings.model)
+    library = detector.libraries.get(settings.model)
+    data = None if library is None else library.data
     named = [(name, i) for name in sorted(ours) for i in range(len(ours[name]))] if data is None else data.probes
     sizes = {s: sum(1 for name, _ in named if name == s) for s, _ in named}
     if any(name not in ours or len(ours[name]) != size for name, size in sizes.items()):
@@ -115,7 +128,7 @@ def prepare(settings: Settings, bundle: Bundle, specs: Sequence[ProbeSpec], ref:
     warm_up = _warm_up(split.fit, every, data)
     return Material(
         settings,
-        slim(bundle, settings.model),
+        detector.slim(settings.model),
         [every[i] for i in order if i not in warm_up],
         [every[i] for i in warm_up],
         [tokenizer.decode([i]) for i in range(ref.vocab_size)],
@@ -148,34 +161,21 @@ def _warm_up(pool: npt.NDArray[np.int64], every: Sequence[Probe], data: Aligned 
     return [int(i) for i in sorted(pool.tolist(), key=order)[:2]]
 
 
-def check_claim(settings: Settings, bundle: Bundle) -> None:
+def check_claim(settings: Settings, detector: Detector) -> None:
     """Raises ConfigError for a claim that neither a candidate nor, without candidates, the catalogue knows."""
-    formats = bundle.number_format.formats
+    formats = detector.number_format.formats
     if settings.claim_format is not None and settings.claim_format not in formats:
         raise ConfigError(f"a claimed format must be one of {', '.join(formats)}, but got {settings.claim_format!r}")
     if settings.claim is None:
         return
-    if settings.model not in bundle.classes:
+    if settings.model not in detector.libraries:
         catalogue.get(settings.claim)
         return
     try:
-        bundle.families(settings.model).index(settings.claim)
+        detector.told(settings.model).index(settings.claim)
     except DataError as error:
         where = "where it runs on this machine, --candidates local,store collects it"
         raise ConfigError(f"{error}: {where}") from error
-
-
-def slim(bundle: Bundle, model: str) -> Bundle:
-    """The bundle with one model's library and levels, if any, and of those only what scores are made from."""
-    c = bundle.calibration
-    own = {name: levels for name, levels in c.own_scores.items() if name.startswith(f"{model}/")}
-    calibration = replace(c, own_scores=own)
-    if model not in bundle.library:
-        return Bundle(bundle.verifier, bundle.number_format, calibration, {}, {})
-    data = bundle.library[model]
-    first = np.ascontiguousarray(data.raw[..., :1])  # says which settings were collected
-    lean: Aligned = replace(data, raw=first, predicted=None)  # type: ignore[arg-type]
-    return Bundle(bundle.verifier, bundle.number_format, calibration, {model: lean}, {model: bundle.classes[model]})
 
 
 def save(material: Material, folder: Path) -> None:
@@ -186,7 +186,7 @@ def save(material: Material, folder: Path) -> None:
     write_json(folder / "probes.json", asked)
     write_json(folder / "vocabulary.json", material.vocabulary)
     with tempfile.TemporaryDirectory() as scratch:
-        material.bundle.save(Path(scratch) / "detector")
+        material.detector.save(Path(scratch) / "detector")
         pack(Path(scratch) / "detector", folder / DETECTOR)
 
 
@@ -202,8 +202,8 @@ def load(folder: Path) -> Material:
         raise DataError(f"{folder} must hold an audit, but: {error}") from error
     with tempfile.TemporaryDirectory() as scratch:
         unpack(folder / DETECTOR, Path(scratch) / "detector")
-        bundle = Bundle.load(Path(scratch) / "detector")
-    return Material(settings, bundle, groups["probes"], groups["warm_up"], vocabulary, facts, **more)
+        detector = Detector.load(Path(scratch) / "detector")
+    return Material(settings, detector, groups["probes"], groups["warm_up"], vocabulary, facts, **more)
 
 
 def pack(source: Path, target: Path) -> None:

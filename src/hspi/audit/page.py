@@ -118,8 +118,8 @@ def _formats(found: Verdict) -> str:
 
 
 def _classes(found: Verdict, material: Material) -> str:
-    told = material.bundle.families(material.settings.model)
-    provenance = {p.id: p.provenance for p in material.bundle.library[material.settings.model].platforms}
+    told = material.detector.told(material.settings.model)
+    provenance = {p.id: p.provenance for p in material.detector.library(material.settings.model).data.platforms}
     rows = ["<tr><th>class</th><th>provenance</th><th>log<sub>10</sub> E</th><th>posterior</th><th></th></tr>"]
     most = max([1.0, *found.log10_e.values()])
     for name, value in sorted(found.log10_e.items(), key=lambda item: item[1]):

@@ -73,8 +73,7 @@ def make_plan(material: Material, cap: Capabilities, level: Level, scorer: Score
     prompt = sum(len(p.ids) + max(cap.extra_tokens or 0, 0) for p in asked)
     price = material.settings.price
     nearest, power = (None, None) if scorer is None else expected_power(material, scorer)
-    known = material.settings.model in material.bundle.classes
-    told = material.bundle.families(material.settings.model) if known else None
+    told = material.told
     return Plan(
         level.name,
         level.why,

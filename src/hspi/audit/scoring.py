@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.audit.sequential import Martingales, log_mean
-from hspi.bundle import Bundle
+from hspi.detectors.detector import Detector
 from hspi.detectors.virtual_families import Families
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.observation import Observation
@@ -42,18 +42,18 @@ class Scorer(ABC):
     bets: ClassVar[type[Martingales]] = Martingales
     calibrated: ClassVar[bool] = True  # whether a detector knows when nobody fits: a claim may then fall all the same
 
-    def __init__(self, bundle: Bundle, model: str, k: int, split: ProbeSplit, calibrate_on: Rows) -> None:
-        self.bundle, self.model, self.k, self.split, self.calibrate_on = bundle, model, k, split, calibrate_on
+    def __init__(self, detector: Detector, model: str, k: int, split: ProbeSplit, calibrate_on: Rows) -> None:
+        self.detector, self.model, self.k, self.split, self.calibrate_on = detector, model, k, split, calibrate_on
         self.present = self.data.present  # counted anew at each reading, over the whole library
-        self.told = bundle.families(model)
-        self.rivals = nearest_rivals(bundle.classes[model].separation, self.told.label)
+        self.told = detector.told(model)
+        self.rivals = nearest_rivals(detector.library(model).classes.separation, self.told.label)
         self._index = {p: i for i, p in enumerate(self.data.probes)}
         self._test = frozenset(split.test.tolist())
         self._calibration = self._start()
 
     @property
     def data(self) -> Aligned:
-        return self.bundle.library[self.model]
+        return self.detector.library(self.model).data
 
     # ------------------------------------------------------------ what a level decides
 

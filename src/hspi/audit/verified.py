@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -18,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.audit.scoring import VIEWS, Rows, Scorer
-from hspi.bundle import Bundle
-from hspi.evidence.aligned import Aligned, place
+from hspi.detectors.detector import Detector
+from hspi.detectors.verifier import own_distances, verifier_rows
+from hspi.evidence.aligned import place
 from hspi.evidence.observation import Observation
-from hspi.evidence.replay import F32, T, candidate_features, pair_features, pair_statistics, self_features
+from hspi.evidence.replay import F32, pair_features, pair_statistics
 from hspi.files import read_array, write_array
 from hspi.splits import ProbeSplit, split_probes
 
@@ -37,15 +36,15 @@ class Replay(Scorer):
     level: ClassVar[str] = "replay"
 
     def __init__(
-        self, bundle: Bundle, model: str, k: int, split: ProbeSplit, calibrate_on: Rows, cache: Path | None = None
+        self, detector: Detector, model: str, k: int, split: ProbeSplit, calibrate_on: Rows, cache: Path | None = None
     ) -> None:
         self.cache = cache
-        super().__init__(bundle, model, k, split, calibrate_on)
+        super().__init__(detector, model, k, split, calibrate_on)
 
     @classmethod
-    def of(cls, bundle: Bundle, model: str, k: int, seed: int, cache: Path | None = None) -> Self:
-        split = split_probes(bundle.library[model].probes, seed)
-        return cls(bundle, model, k, split, split.calibrate, cache)
+    def of(cls, detector: Detector, model: str, k: int, seed: int, cache: Path | None = None) -> Self:
+        split = split_probes(detector.library(model).data.probes, seed)
+        return cls(detector, model, k, split, split.calibrate, cache)
 
     def _start(self) -> F32:
         c, s = self.present.shape
@@ -55,7 +54,7 @@ class Replay(Scorer):
         if kept is not None:
             self._own = kept[:own].reshape(s, c, 4)
             return kept[own:].reshape(views)
-        self._own = own_without(self.data, self.split.fit, self.k)
+        self._own = own_distances(self.data.on_probes(self.split.fit), self.k, range(len(self.data.nuisances)))
         calibration = self._calibrate()
         if path is not None:
             write_array(path, np.concatenate([self._own.ravel(), calibration.ravel()]))
@@ -66,7 +65,7 @@ class Replay(Scorer):
         import xgboost
 
         d = self.data
-        digest = hashlib.sha256(bytes(self.bundle.verifier.booster_.save_raw("ubj")))
+        digest = hashlib.sha256(bytes(self.detector.verifier.booster_.save_raw("ubj")))
         for array in (d.slots, d.reference, d.logprobs, d.rank, self.present, self.rivals, self.split.fit):
             digest.update(np.ascontiguousarray(array).data)
         names = [VERSION, xgboost.__version__, d.platform_ids(), d.nuisances, self.k, self.calibrate_on.tolist()]
@@ -105,17 +104,15 @@ class Replay(Scorer):
         own = self._own[np.asarray(held)[:, None], who]
         pairs = pair_features(statistics.transpose(0, 3, 1, 2, 4), self.k)
         pairs = np.broadcast_to(pairs, (len(held), *pairs.shape[1:]))
-        features = candidate_features(pairs, usable[:, None], own[:, None])
-        tail = np.broadcast_to(np.array([0.0, self.k], np.float32), (*features.shape[:-1], 2))
-        return np.concatenate([features, tail], axis=-1)
+        return verifier_rows(pairs, usable[:, None], own[:, None], 1, self.k)
 
     def margin(self, rows: F32) -> F32:
         """Log-odds, all in one call."""
-        found = self.bundle.verifier.margin(rows.reshape(-1, rows.shape[-1]))
+        found = self.detector.verifier.margin(rows.reshape(-1, rows.shape[-1]))
         return found.reshape(rows.shape[:-1]).astype(np.float32)
 
     def judge(self, seen: Observation, alpha: float) -> tuple[str, dict[str, float], str]:
-        found = self.bundle.judge(seen, alpha=alpha)
+        found = self.detector.judge(seen, alpha=alpha)
         return found.answer, found.posterior, found.plan
 
     def hardly_differs(self, seen: Observation, label: int) -> bool:
@@ -135,24 +132,3 @@ class Replay(Scorer):
         """log10 of the squared distance to the nearest setting of these platforms, over all probes together."""
         distance = pair_features(self._statistics([observed], at, who)[0].mean(axis=2), self.k)[..., 0]
         return float(distance[self.present[who]].min())
-
-
-def own_without(data: Aligned, pool: Rows, k: int) -> F32:
-    """How far each platform is from itself on the probes of `pool`, without one setting after another: (S, C, 4)."""
-    c, s = data.present.shape
-    part = data.on_probes(pool)
-    statistics = np.empty((c, s, s, len(pool), T), np.float32)
-
-    def fill(i: int) -> None:
-        own = part.logprobs[i], part.rank[i]
-        for a in range(s):
-            statistics[i, a] = pair_statistics(own[0][a], own[1][a], *own, part.reference, k)
-
-    with ThreadPoolExecutor(os.cpu_count() or 1) as workers:  # the kernel holds no lock
-        list(workers.map(fill, range(c)))
-    out = []
-    for held in range(s):
-        usable = data.present.copy()
-        usable[:, held] = False
-        out.append(self_features(statistics, usable, k))
-    return np.stack(out)

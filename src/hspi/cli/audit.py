@@ -54,7 +54,7 @@ def serve(platform_id: str, model: str, host: str, port: int, max_batch: int, se
 @click.option("--order", type=click.IntRange(0), default=0, show_default=True,
               help="Draws the order of the probes; take another for another audit of the same endpoint.")  # fmt: skip
 @click.option("--candidates", default="store,emulated", show_default=True, help="Some of local,store,emulated.")
-@click.option("--detector", type=click.Path(path_type=Path), help="Bundle folder. Default: champion, else the last.")
+@click.option("--detector", type=click.Path(path_type=Path), help="Detector folder. Default: champion, else the last.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the evidence.")
 @click.option("--replay", "replayed", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
               help="Score a finished audit again, offline.")  # fmt: skip
@@ -169,9 +169,9 @@ def _material(base_url: str, served: str, weights: str, options: dict[str, Any],
     def make() -> Material:
         from hspi import judging
 
-        bundle = judging.load_bundle(options["detector"])
+        detector = judging.load_detector(options["detector"])
         full, _ = candidates.gather(
-            bundle, ref, kinds, p, STORE, CACHE, say, claim=settings.claim, params_file=options["params_file"]
+            detector, ref, kinds, p, STORE, CACHE, say, claim=settings.claim, params_file=options["params_file"]
         )
         return material.prepare(settings, full, [p.probes.spec(s) for s in p.probes.sets], ref)
 

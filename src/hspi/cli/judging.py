@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.01, show_default=True)
 @click.option("--probes", type=click.IntRange(1), default=32, show_default=True, help="Rows of the file to use.")
 @click.option("--top-k", type=click.IntRange(2), default=20, show_default=True)
-@click.option("--detector", type=click.Path(path_type=Path), help="Bundle folder. Default: champion, else the last.")
+@click.option("--detector", type=click.Path(path_type=Path), help="Detector folder. Default: champion, else the last.")
 @json_option
 @click.pass_context
 def verdict(

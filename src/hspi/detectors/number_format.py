@@ -19,9 +19,9 @@ import numpy.typing as npt
 from hspi.detectors.estimators import Boosted
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.distribution import DISTRIBUTION_FEATURES, GRID_BITS, grid_statistics
-from hspi.evidence.equivalence import Classes
 from hspi.evidence.explained import EXPLAINED_STATISTICS as COLUMNS
 from hspi.evidence.explained import all_statistics, class_features, explained_statistics, family_features
+from hspi.evidence.library import Library
 from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32
 from hspi.platforms.record import Platform
@@ -174,8 +174,9 @@ def sample_table(
 class SampleBench:
     """One model's statistics of single observations, ready to be sampled; the distribution's are the last columns."""
 
-    def __init__(self, data: Aligned, classes: Classes, seed: int) -> None:
-        self.data, self.classes = data, classes
+    def __init__(self, library: Library, seed: int) -> None:
+        data, classes = library.data, library.classes
+        self.data = data
         self.split: ProbeSplit = split_probes(data.probes, seed)
         self.statistics = all_statistics(data, TOP_K)
         self.formats = [format_of(p) for p in data.platforms]

@@ -23,6 +23,7 @@ from hspi.detectors.verifier import (
 )
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
+from hspi.evidence.library import Library
 from hspi.splits import ProbeSplit, draw, split_probes
 
 # (probes, top-k, samples of each observation): sizes that an API gives, mixed, so that one verifier serves them all
@@ -38,22 +39,28 @@ class Bench:
     unsteady: twins of some platforms, to train with alone (`detectors/unsteady.py`).
     """
 
-    data: Aligned
-    classes: Classes
+    library: Library
     split: ProbeSplit
     comparisons: dict[int, Comparisons]
-    naive_setting: int
     unsteady: Bench | None = None
 
     @classmethod
-    def of(cls, data: Aligned, classes: Classes, seed: int, top_ks: Sequence[int] = (20, 5)) -> Bench:
-        twins = cls._of(*with_twins(data, seed), seed, top_ks)
-        return replace(cls._of(data, classes, seed, top_ks), unsteady=twins)
+    def of(cls, library: Library, seed: int, top_ks: Sequence[int] = (20, 5)) -> Bench:
+        return replace(cls.plain(library, seed, top_ks), unsteady=cls.plain(with_twins(library, seed), seed, top_ks))
 
     @classmethod
-    def _of(cls, data: Aligned, classes: Classes, seed: int, top_ks: Sequence[int]) -> Bench:
-        pairs = {k: Comparisons.of(data, k) for k in top_ks}
-        return cls(data, classes, split_probes(data.probes, seed), pairs, 0)
+    def plain(cls, library: Library, seed: int, top_ks: Sequence[int]) -> Bench:
+        """Without twins: to score on, not to train with."""
+        pairs = {k: Comparisons.of(library.data, k) for k in top_ks}
+        return cls(library, split_probes(library.data.probes, seed), pairs)
+
+    @property
+    def data(self) -> Aligned:
+        return self.library.data
+
+    @property
+    def classes(self) -> Classes:
+        return self.library.classes
 
     @property
     def settings(self) -> list[int]:
@@ -91,7 +98,6 @@ def fit_verifier(
                 settings,
                 chosen,
                 bench.split.calibrate,
-                bench.naive_setting,
             )
             if permute:
                 table = Table(table.features, rng.permutation(table.truth), table.setting, table.block, table.distance)
@@ -117,7 +123,7 @@ def calibrate(
             pool = bench.split.calibrate
             pairs = bench.comparisons[k]
             samples = draw(pool, min(n, len(pool)), 12, rng)
-            table = tabulate(pairs, pairs.observed(settings), settings, samples, bench.split.fit, bench.naive_setting)
+            table = tabulate(pairs, pairs.observed(settings), settings, samples, bench.split.fit)
             found = class_scores(score(verifier, table), bench.classes)
             truth = np.asarray(bench.classes.label)[table.truth]
             rows = np.arange(len(truth))

@@ -11,16 +11,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from hspi.evidence.aligned import ABSENT, Aligned
+from hspi.evidence.aligned import ABSENT
 from hspi.evidence.equivalence import Classes
+from hspi.evidence.library import Library
 
 EVERY = 4  # each fourth platform gets a twin
 FACTORS = (0.5, 1.0, 2.0)  # size of the noise beside that of the platform's own residual
 
 
-def with_twins(data: Aligned, seed: int) -> tuple[Aligned, Classes]:
+def with_twins(library: Library, seed: int) -> Library:
     """Each fourth platform and its unsteady twin, every one a class of its own. A twin's id is `<id>~<factor>`."""
-    rng = np.random.default_rng(seed)
+    data, rng = library.data, np.random.default_rng(seed)
     base = list(range(0, len(data.platforms), EVERY))
     platforms, logprobs = [], []
     for i, c in enumerate(base):
@@ -39,7 +40,7 @@ def with_twins(data: Aligned, seed: int) -> tuple[Aligned, Classes]:
     twins = replace(data, platforms=platforms, logprobs=stacked, rank=rank, raw=data.raw[keep])
     n = len(platforms)
     blank = np.full((n, n), np.nan)
-    return twins, Classes(data.model, twins.platform_ids(), list(range(n)), blank, blank)
+    return Library(twins, Classes(data.model, twins.platform_ids(), list(range(n)), blank, blank))
 
 
 def origin(platform_id: str) -> str:

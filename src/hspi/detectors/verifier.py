@@ -6,7 +6,9 @@ adding its signatures, with no retraining. Nothing here knows platforms by name.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,15 +22,18 @@ from hspi.evidence.replay import (
     DIRECTION,
     F32,
     FEATURES,
+    T,
     all_pair_statistics,
     candidate_features,
     pair_features,
+    pair_statistics,
     self_features,
 )
 from hspi.splits import Index
 
 VERIFIER_FEATURES = (*FEATURES, "log2_probes", "top_k")
 MONOTONE = tuple(DIRECTION.get(name, 0) for name in VERIFIER_FEATURES)
+NAIVE_SETTING = 0  # the first; where that is observed itself, the next
 NEAREST_WRONG, RANDOM_WRONG = 6, 4  # negatives kept for each sample: the hard ones, and a few of the rest
 
 
@@ -56,10 +61,13 @@ class Comparisons:
         chosen = range(len(self.present)) if platforms is None else platforms
         return [(c, s) for c in chosen for s in settings if self.present[c, s]]
 
-    def own(self, library: npt.NDArray[np.bool_], pool: Index) -> F32:
-        """How far each candidate is from itself across the settings of its library, on the probes of `pool`."""
-        own = np.stack([self.with_itself(c)[:, :, pool] for c in range(len(self.present))])
-        return self_features(own, library, self.k)
+    def own(self, library: npt.NDArray[np.bool_], pool: Index, platforms: Sequence[int] | None = None) -> F32:
+        """How far candidates are from themselves across the settings of their library, on the probes of `pool`.
+
+        library (C, S): the settings that count, of each of `platforms` (all, if not given). Returns (C, 4).
+        """
+        chosen = range(len(self.present)) if platforms is None else platforms
+        return self_features(np.stack([self.with_itself(c)[:, :, pool] for c in chosen]), library, self.k)
 
     def with_itself(self, platform: int) -> F32:
         """Each setting of a platform observed against each of its own: (S, S, P, T)."""
@@ -87,23 +95,58 @@ class Table:
     distance: F32
 
 
+def verifier_rows(
+    pairs: F32, usable: npt.NDArray[np.bool_], own: F32, probes: int | npt.NDArray[np.integer], k: int
+) -> F32:
+    """What the verifier reads of observations beside candidates: (…, C, len(VERIFIER_FEATURES)).
+
+    pairs (…, C, S, F), usable and own as `evidence.replay.candidate_features` has them; probes: in each sample, as many
+    as a mean of `pairs` is over; k: tokens of each answer. NaN where a candidate has no usable setting.
+    """
+    features = candidate_features(pairs, usable, own)
+    tail = np.broadcast_to(np.array([np.log2(probes), k], np.float32), (*features.shape[:-1], 2))
+    return np.concatenate([features, tail], axis=-1)
+
+
+def own_distances(data: Aligned, k: int, without: Sequence[int | None] = (None,)) -> F32:
+    """How far each platform is from itself across its settings, on all probes of `data`: (len(without), C, 4).
+
+    Each row is without one setting, or with all of them (None).
+    """
+    c, s = data.present.shape
+    statistics = np.empty((c, s, s, len(data.probes), T), np.float32)
+
+    def fill(i: int) -> None:
+        own = data.logprobs[i], data.rank[i]
+        for a in range(s):
+            statistics[i, a] = pair_statistics(own[0][a], own[1][a], *own, data.reference, k)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as workers:  # the kernel holds no lock
+        list(workers.map(fill, range(c)))
+    return np.stack([self_features(statistics, _less(data.present, setting), k) for setting in without])
+
+
+def _less(present: npt.NDArray[np.bool_], setting: int | None) -> npt.NDArray[np.bool_]:
+    usable = present.copy()
+    if setting is not None:
+        usable[:, setting] = False
+    return usable
+
+
 def tabulate(
     pairs: Comparisons,
     observed: Sequence[tuple[int, int]],
     library_settings: Sequence[int],
     samples: Index,
     own_pool: Index,
-    naive_setting: int,
 ) -> Table:
     """Features of every observation × sample × candidate.
 
     samples (B, n): probes of each sample; an observation's own setting never stands in its library;
-    own_pool: probes on which candidates are compared with themselves (no probe of a sample among them);
-    naive_setting: the one setting that the naive nearest candidate knows. Raises DataError without a second setting.
+    own_pool: probes on which candidates are compared with themselves (no probe of a sample among them). The naive
+    nearest candidate knows one setting, NAIVE_SETTING. Raises DataError without a second setting.
     """
     b, n = samples.shape
-    c = len(pairs.present)
-    extra = np.array([np.log2(n), pairs.k], np.float32)
     own_of: dict[int, F32] = {}
     features, truth, setting, distance = [], [], [], []
     for platform, at in observed:
@@ -115,10 +158,8 @@ def tabulate(
         if at not in own_of:
             own_of[at] = pairs.own(library, own_pool)
         found = pair_features(pairs.sampled(samples, platform, at), pairs.k)
-        rows = candidate_features(found, library, own_of[at])
-        tail = np.broadcast_to(extra, (b, c, 2))
-        features.append(np.concatenate([rows, tail], axis=-1))
-        known = naive_setting if naive_setting != at else kept[0]
+        features.append(verifier_rows(found, library, own_of[at], n, pairs.k))
+        known = NAIVE_SETTING if at != NAIVE_SETTING else kept[0]
         distance.append(np.where(pairs.present[:, known], found[:, :, known, 0], np.inf))
         truth.append(np.full(b, platform))
         setting.append(np.full(b, at))
@@ -176,8 +217,6 @@ def self_scores(
     The levels of that candidate alone. They need no training with it, so a platform added later has them too; none
     come back where it has one setting only.
     """
-    b, n = samples.shape
-    own = pairs.with_itself(platform)[None, :, :, own_pool]
     chosen = [s for s in settings if pairs.present[platform, s]]
     rows = []
     for at in chosen:
@@ -186,9 +225,8 @@ def self_scores(
         if not library.any():
             continue
         found = pair_features(pairs.sampled(samples, platform, at, slice(platform, platform + 1)), pairs.k)
-        features = candidate_features(found, library, self_features(own, library, pairs.k))[:, 0]
-        tail = np.broadcast_to(np.array([np.log2(n), pairs.k], np.float32), (b, 2))
-        rows.append(verifier.margin(np.concatenate([features, tail], axis=1)))
+        own = pairs.own(library, own_pool, [platform])
+        rows.append(verifier.margin(verifier_rows(found, library, own, samples.shape[1], pairs.k)[:, 0]))
     return np.sort(np.concatenate(rows)).astype(np.float32) if rows else np.empty(0, np.float32)
 
 

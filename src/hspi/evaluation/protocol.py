@@ -16,8 +16,7 @@ from hspi.evaluation.formats import evaluate_formats
 from hspi.evaluation.measures import Accuracy
 from hspi.evaluation.paper import PaperBench, evaluate_paper
 from hspi.evaluation.replay import ReplayReport, evaluate_replay
-from hspi.evidence.aligned import Aligned
-from hspi.evidence.equivalence import Classes
+from hspi.evidence.library import Library
 from hspi.files import whole, write_json
 from hspi.signatures import Signature
 
@@ -25,7 +24,7 @@ Row = dict[str, Any]
 
 
 def evaluate(
-    features: Sequence[tuple[Aligned, Classes]],
+    libraries: Sequence[Library],
     signatures_of: Callable[[str], Sequence[Signature]],
     parameters: dict[str, dict[str, Any]],
     seed: int,
@@ -36,21 +35,22 @@ def evaluate(
     signatures_of(model) gives the files' rows, for HSPI-LD; parameters: of `verifier` and `classifier` trees.
     """
     step("comparing signatures")
-    benches = [Bench.of(data, classes, seed) for data, classes in features]
+    benches = [Bench.of(library, seed) for library in libraries]
     report = evaluate_replay(benches, parameters.get("verifier", {}), step)
     del benches
-    single = [SampleBench(data, classes, seed) for data, classes in features]
+    single = [SampleBench(library, seed) for library in libraries]
     report.accuracies |= evaluate_formats(single, parameters.get("classifier", {}), step)
-    papers = [PaperBench(signatures_of(data.model), classes, seed) for data, classes in features]
+    papers = [PaperBench(signatures_of(x.model), x.classes, seed) for x in libraries]
     report.accuracies |= evaluate_paper(papers, step)
-    report.add("classes", _class_rows(features))
+    report.add("classes", _class_rows(libraries))
     report.add("summary", _summary(report.accuracies))
-    return _flat(features, report), report.tables
+    return _flat(libraries, report), report.tables
 
 
-def _class_rows(features: Sequence[tuple[Aligned, Classes]]) -> list[Row]:
+def _class_rows(libraries: Sequence[Library]) -> list[Row]:
     rows = []
-    for data, classes in features:
+    for library in libraries:
+        data, classes = library.data, library.classes
         by_id = {p.id: p for p in data.platforms}
         for c in range(classes.count):
             members = classes.members(c)
@@ -77,14 +77,14 @@ def _summary(accuracies: dict[str, Accuracy]) -> list[Row]:
     return rows
 
 
-def _flat(features: Sequence[tuple[Aligned, Classes]], report: ReplayReport) -> dict[str, float]:
+def _flat(libraries: Sequence[Library], report: ReplayReport) -> dict[str, float]:
     flat: dict[str, float] = {
-        "platforms": float(len({p for data, _ in features for p in data.platform_ids()})),
-        "classes": float(min(classes.count for _, classes in features)),
-        "models": float(len(features)),
+        "platforms": float(len({p for library in libraries for p in library.platform_ids})),
+        "classes": float(min(library.classes.count for library in libraries)),
+        "models": float(len(libraries)),
     }
-    for data, classes in features:
-        flat[f"classes.{data.model}"] = float(classes.count)
+    for library in libraries:
+        flat[f"classes.{library.model}"] = float(library.classes.count)
     for name, a in sorted(report.accuracies.items()):
         flat |= a.flat(name)
     flat |= dict(sorted(report.figures.items()))

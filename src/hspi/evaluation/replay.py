@@ -65,7 +65,7 @@ def score_samples(
     pool = np.concatenate([bench.split.fit, bench.split.calibrate])
     pairs = bench.comparisons[k]
     observed = pairs.observed(observed_settings, platforms)
-    table = tabulate(pairs, observed, library, blocks.reshape(-1, blocks.shape[2]), pool, bench.naive_setting)
+    table = tabulate(pairs, observed, library, blocks.reshape(-1, blocks.shape[2]), pool)
     scores = class_scores(score(verifier, table), bench.classes)
     truth = np.asarray(bench.classes.label)[table.truth]
     return Scored(bench, table, scores, truth, blocks.shape[1], fold)

@@ -96,6 +96,28 @@ class Aligned:
             raw=self.raw[platforms],
         )
 
+    def joined(self, other: Aligned) -> Aligned:
+        """The same, with another one's platforms beside its own; settings are those of both.
+
+        Raises DataError if the other answers other probes, or stands in other slots.
+        """
+        clash = any(other.probe_hashes.get(name, known) != known for name, known in self.probe_hashes.items())
+        if clash or self.probes != other.probes or not np.array_equal(self.slots, other.slots):
+            raise DataError(f"signatures of {self.model!r} must answer the detector's own probes, but these do not")
+        settings = sorted({*self.nuisances, *other.nuisances})
+
+        def both(name: str, empty: float) -> npt.NDArray[Any]:
+            return np.concatenate([_spread(d, getattr(d, name), settings, empty) for d in (self, other)])
+
+        return replace(
+            self,
+            platforms=[*self.platforms, *other.platforms],
+            nuisances=settings,
+            logprobs=both("logprobs", np.nan),
+            rank=both("rank", ABSENT),
+            raw=both("raw", np.nan),
+        )
+
     def with_observation(
         self, logprobs: npt.NDArray[np.float32], rank: npt.NDArray[np.uint8], raw: npt.NDArray[np.float32]
     ) -> Aligned:
@@ -144,6 +166,13 @@ class Aligned:
         probes = [(str(s), int(i)) for s, i in names["probes"]]
         hashes = {n: names[n] for n in ("weights_hash", "probe_hashes") if n in names}
         return cls(names["model"], platforms, names["nuisances"], probes, **arrays, **hashes)
+
+
+def _spread(data: Aligned, array: npt.NDArray[Any], settings: list[str], empty: float) -> npt.NDArray[Any]:
+    """The array (C, S, …) with a place for each of `settings`, those that the data lack empty."""
+    out = np.full((len(array), len(settings), *array.shape[2:]), empty, array.dtype)
+    out[:, [settings.index(n) for n in data.nuisances]] = array
+    return out
 
 
 _ARRAYS = ("slots", "reference", "lse", "predicted", "logprobs", "rank", "raw")

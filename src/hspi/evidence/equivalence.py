@@ -49,6 +49,18 @@ class Classes:
     def name(self, c: int) -> str:
         return self.members(c)[0]
 
+    def only(self, platforms: list[int]) -> Classes:
+        """The same, of these platforms alone; classes are numbered anew by their first member."""
+        old = [self.label[i] for i in platforms]
+        number = {label: n for n, label in enumerate(dict.fromkeys(old))}
+        return Classes(
+            self.model,
+            [self.platform_ids[i] for i in platforms],
+            [number[label] for label in old],
+            self.separation[np.ix_(platforms, platforms)],
+            self.low[np.ix_(platforms, platforms)],
+        )
+
     def to_dict(self) -> dict[str, object]:
         return {
             "model": self.model,

@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-    from hspi.bundle import Bundle
+    from hspi.detectors.detector import Detector
 
 MODEL, CHAMPION = "hspi-detector", "champion"
 PRIMARY = ("replay.probes.macro_accuracy", "replay.probes.macro_accuracy.1x20")  # the second decides a tie
 _SET = "hspi.evaluation_set"
 
 Rescore = Callable[[Path], Mapping[str, float]]
-"""Bundle folder → metrics on the present evaluation set, for a champion that was evaluated on another one and for
-whoever challenges it. Raises DataError for a bundle that this version cannot read."""
+"""Detector folder → metrics on the present evaluation set, for a champion that was evaluated on another one and for
+whoever challenges it. Raises DataError for a detector that this version cannot read."""
 
 
 def publish(
     run_file: str | Path,
-    bundle_dir: str | Path,
+    detector_dir: str | Path,
     metrics_file: str | Path,
     tables_dir: str | Path,
     figures_dir: str | Path | None,
@@ -43,18 +43,18 @@ def publish(
     """Log the evaluation into the run of `run_file` and register its model; writes and returns what `register` does.
 
     `evaluation_set` defaults to `lineage.evaluation_set_hash(root)`. A run that this store does not know, because DVC
-    restored the model from elsewhere, is made again from the bundle. Raises DataError if a file is not as it must be.
+    restored the model from elsewhere, is made again from the detector. Raises DataError if a file is not as it must be.
     """
     run, metrics = _read_json(Path(run_file)), _read_json(Path(metrics_file))
-    run = known_run(run, bundle_dir, root=root)
+    run = known_run(run, detector_dir, root=root)
     log_evaluation(run["run_id"], metrics, tables_dir, figures_dir, root=root)
     result = register(run, metrics, evaluation_set or evaluation_set_hash(root), rescore=rescore, root=root)
     write_json(Path(registry_file), result)
     return result
 
 
-def known_run(run: Mapping[str, str], bundle_dir: str | Path, *, root: str | Path = ".") -> dict[str, str]:
-    """The run itself where the store knows it, or else one that is made from the bundle, once."""
+def known_run(run: Mapping[str, str], detector_dir: str | Path, *, root: str | Path = ".") -> dict[str, str]:
+    """The run itself where the store knows it, or else one that is made from the detector, once."""
     from mlflow.exceptions import MlflowException
 
     with open_store(root) as client:
@@ -66,7 +66,7 @@ def known_run(run: Mapping[str, str], bundle_dir: str | Path, *, root: str | Pat
     if found:
         info = found[0].info
         return {"run_id": info.run_id, "experiment_id": info.experiment_id, **_model_of(found[0])}
-    return log_training(bundle_dir, {}, {}, root=root, run_file=None, tags={"hspi.restored_from": run["run_id"]})
+    return log_training(detector_dir, {}, {}, root=root, run_file=None, tags={"hspi.restored_from": run["run_id"]})
 
 
 def _model_of(run: Any) -> dict[str, str]:
@@ -85,7 +85,7 @@ def register(
     """A version of `hspi-detector` for the run's model, and `champion` if it beats the champion on the same set.
 
     Called again for the same run it changes nothing. If the champion is of another evaluation set, `rescore` scores
-    both bundles on this one, and a champion that cannot be read any more gives way; without `rescore` they cannot be
+    both detectors on this one, and a champion that cannot be read any more gives way; without `rescore` they cannot be
     compared and the champion stays. Returns name, version, evaluation_set, metrics, champion (its version), promoted,
     reason. Raises DataError if a primary metric is missing.
     """
@@ -164,7 +164,7 @@ def _champion(client: MlflowClient) -> ModelVersion | None:
 
 
 def champion_path(root: str | Path = ".") -> Path:
-    """The folder of the champion's bundle, inside the store. Raises DataError if there is no champion."""
+    """The folder of the champion's detector, inside the store. Raises DataError if there is no champion."""
     with open_store(root) as client:
         version = _champion(client)
         if version is None:
@@ -172,11 +172,11 @@ def champion_path(root: str | Path = ".") -> Path:
         return _bundle_of(client, version)
 
 
-def champion(root: str | Path = ".") -> Bundle:
-    """The champion's bundle, loaded. Raises DataError if there is no champion."""
-    from hspi.bundle import Bundle
+def champion(root: str | Path = ".") -> Detector:
+    """The champion's detector, loaded. Raises DataError if there is no champion."""
+    from hspi.detectors.detector import Detector
 
-    return Bundle.load(champion_path(root))
+    return Detector.load(champion_path(root))
 
 
 def _bundle_of(client: MlflowClient, version: ModelVersion) -> Path:

@@ -17,7 +17,6 @@ from hspi.tracking.lineage import dvc_md5s
 from hspi.tracking.store import experiment_id, open_store
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mlflow import MlflowClient
 
 _REQUIREMENTS = ("numpy", "pandas", "pyarrow", "safetensors", "scikit-learn", "xgboost-cpu")
@@ -38,24 +37,24 @@ class Trial(Protocol):
 
 
 def log_training(
-    bundle_dir: str | Path,
+    detector_dir: str | Path,
     params: Mapping[str, Any],
     metrics: Mapping[str, float],
     data_md5s: Mapping[str, str] | None = None,
-    input_example: pd.DataFrame | None = None,
+    example_of: str | None = None,
     *,
     run_file: str | Path | None = "models/run.json",
     root: str | Path = ".",
     tags: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """A run with the bundle as its model. Returns, and writes to `run_file`, run_id, experiment_id, model_id
+    """A run with the detector as its model. Returns, and writes to `run_file`, run_id, experiment_id, model_id
     and model_uri.
 
     `params` may be nested; `data_md5s` defaults to `dvc_md5s(root)`: dvc_md5s.json holds them all, tags those of whole
     datasets. The model is code (`served_model.py`) beside the bundle's own files, with the signature that
-    `input_example` and the bundle's answer to it give.
+    an example of the library of `example_of` and the detector's answer to it give.
     """
-    bundle_dir = Path(bundle_dir).resolve()
+    detector_dir = Path(detector_dir).resolve()
     run_file = Path(run_file).resolve() if run_file else None
     md5s = dvc_md5s(root) if data_md5s is None else data_md5s
     with open_store(root) as client:
@@ -66,7 +65,7 @@ def log_training(
         run = {
             "run_id": run_id,
             "experiment_id": experiment_id(client),
-            **_log_model(run_id, bundle_dir, input_example),
+            **_log_model(run_id, detector_dir, example_of),
         }
         client.set_terminated(run_id)
     if run_file:
@@ -85,23 +84,26 @@ def _detector_name(params: Mapping[str, Any]) -> str:
     return ", ".join(["detector", *sizes])
 
 
-def _log_model(run_id: str, bundle_dir: Path, example: pd.DataFrame | None) -> dict[str, str]:
+def _log_model(run_id: str, folder: Path, example_of: str | None) -> dict[str, str]:
     import mlflow
 
-    from hspi.bundle import Bundle
+    from hspi.detectors.detector import Detector
+    from hspi.tracking.served_model import answered, example
 
-    signature = None
-    if example is not None:
+    signature = asked = None
+    if example_of is not None:
+        detector = Detector.load(folder)
+        asked = example(detector, example_of)
         with warnings.catch_warnings():  # our integers are never missing
             warnings.filterwarnings("ignore", "Hint: Inferred schema contains integer", UserWarning)
-            signature = mlflow.models.infer_signature(example, Bundle.load(bundle_dir).predict(example))
+            signature = mlflow.models.infer_signature(asked, answered(detector, asked))
     with mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="detector",
             python_model=str(_SERVED),
-            artifacts={"bundle": str(bundle_dir)},
+            artifacts={"bundle": str(folder)},
             signature=signature,
-            input_example=example,
+            input_example=asked,
             pip_requirements=_requirements(),
         )
     return {"model_id": info.model_id, "model_uri": info.model_uri}
@@ -196,5 +198,5 @@ def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _requirements() -> list[str]:
-    """What a bundle needs, at the versions that are here. hspi itself is installed from its repository."""
+    """What a detector needs, at the versions that are here. hspi itself is installed from its repository."""
     return [f"{name}=={found}" for name in _REQUIREMENTS if (found := version(name))]
