@@ -68,7 +68,7 @@ def observed(logits: np.ndarray, plain: np.ndarray, foretold: np.ndarray) -> Ali
 
 
 def answers(ref: zoo.ModelRef, contexts: list[np.ndarray], change: object = None) -> np.ndarray:
-    model = zoo.load_model(ref, "float32", "eager")
+    model = zoo.load_model(ref.path, "fp32", "eager")
     if callable(change):
         change(model)
     with torch.inference_mode():
@@ -177,7 +177,7 @@ def test_without_hypotheses_features_are_missing_and_the_rest_is_there(foretold:
 
 
 def test_a_model_is_as_it_was_after_every_hypothesis(ref: zoo.ModelRef, contexts: list[np.ndarray]) -> None:
-    model = zoo.load_model(ref, "float32", "eager")
+    model = zoo.load_model(ref.path, "fp32", "eager")
     ids = torch.from_numpy(np.stack(contexts))
     with torch.inference_mode():
         before = model(ids).logits

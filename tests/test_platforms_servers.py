@@ -89,6 +89,7 @@ def test_vllm_is_started_as_the_record_says(environments: Path, model: Path, mon
     assert follows(plain.command, "--max-model-len") == "96" and follows(plain.command, "--port") == "8123"
     assert "--enforce-eager" in plain.command and "--enforce-eager" not in compiled.command
     assert follows(started("vllm-bf16-fp8kv", model).command, "--kv-cache-dtype") == "fp8"
+    assert follows(plain.command, "--load-format") == "safetensors", "vLLM would take a pickle for want of those"
     assert plain.environment["OMP_NUM_THREADS"] == "3"
     assert not {"ONEDNN_MAX_CPU_ISA", "PYTHONPATH"} & set(plain.environment), "no cap and no path is inherited"
 
@@ -145,6 +146,14 @@ def test_a_conversion_that_fails_leaves_nothing(environments: Path, model: Path)
     with pytest.raises(PlatformError, match=r"must convert to GGUF f16, but: .*convert_hf_to_gguf"):
         gguf_file(environments / "llama-cpp", model, "f16")
     assert not [p for p in cache_folder().rglob("*") if p.is_file()]
+
+
+def test_a_gguf_file_is_never_made_from_a_pickle(environments: Path, model: Path) -> None:
+    """llama.cpp's converter looks for pytorch_model*.bin where there is no model*.safetensors."""
+    (model / "model.safetensors").rename(model / "other.safetensors")
+    (model / "pytorch_model.bin").touch()
+    with pytest.raises(ModelError, match=r"made from model\*\.safetensors"):
+        gguf_file(environments / "llama-cpp", model, "f16")
 
 
 # ---------------------------------------------------------------- answers

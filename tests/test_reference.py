@@ -165,7 +165,7 @@ def test_float64_weights_alone_would_not_be_enough(name, models, contexts):
     """Why the rule over every cast is there: plain transformers in float64 errs a thousand times more."""
     ids = contexts[1]
     with torch.inference_mode():
-        logits = zoo.load_model(models[name], "float64")(torch.from_numpy(ids)[None]).logits[0]
+        logits = zoo.load_model(models[name].path, "fp64", "eager")(torch.from_numpy(ids)[None]).logits[0]
         plain = torch.log_softmax(logits, -1).numpy()
     exact = exact_logprobs(name, models[name], ids)
     ours = reference.reference_logprobs(models[name], [ids], len(ids))[0]

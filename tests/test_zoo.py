@@ -70,7 +70,7 @@ def test_shipped_model_was_trained_well_below_a_unigram_model(shipped):
 
 def test_shipped_model_reads_the_order_of_words_it_never_saw(shipped):
     """A unigram model's loss is the same for every order of the tokens, so the gap is what lies beyond it."""
-    model, tokenizer = zoo.load_model(shipped, "float32"), zoo.load_tokenizer(shipped)
+    model, tokenizer = zoo.load_model(shipped.path, "fp32", "eager"), zoo.load_tokenizer(shipped)
     tokens = training.encode(tokenizer, [" ".join(TEXT.split())])
     rng = np.random.default_rng(0)
     shuffled = [np.concatenate([tokens[:1], rng.permutation(tokens[1:])]) for _ in range(3)]
@@ -105,6 +105,12 @@ def test_hash_follows_the_bytes_and_not_the_place(folder, tmp_path_factory):
     assert zoo.resolve(str(other)).weights_hash == first
     (other / "model.safetensors").write_bytes(bytes(99) + b"\1")
     assert zoo.resolve(str(other)).weights_hash != first
+
+
+def test_hash_is_the_one_that_signatures_and_references_are_kept_by(folder):
+    (folder / "config.json").write_text('{"vocab_size": 7, "architectures": ["LlamaForCausalLM"]}')
+    expected = "40d89b238f8d0f760acf45ee1260b9fcf1f5cf7c86fb2e5dc5613f004e00cf83"
+    assert zoo.weights_hash(folder) == zoo.resolve(str(folder)).weights_hash == expected
 
 
 def test_hash_covers_config(folder):
@@ -160,7 +166,7 @@ def test_a_broken_config_is_one_line(text, folder):
 
 def test_broken_weights_and_tokenizer_are_one_line(folder):
     ref = zoo.resolve(str(folder))
-    for load in (zoo.load_model, zoo.load_tokenizer):
+    for load in (lambda ref: zoo.load_model(ref.path, "fp32", "eager"), zoo.load_tokenizer):
         with pytest.raises(ModelError, match=r"^[^\n]+ must hold a [^\n]+$"):
             load(ref)
 

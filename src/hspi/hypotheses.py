@@ -202,7 +202,7 @@ def predicted(
     lengths = sorted({len(c) for c in contexts})
     if len(lengths) != 1:
         raise DataError(f"contexts must be of one length, but they are of {lengths}")
-    model = load_model(ref, "float32", "sdpa")
+    model = load_model(ref.path, "fp32", "sdpa")
     at = tokens.astype(np.int64)
     plain = np.take_along_axis(_logits(model, contexts), at, axis=1)
     out = np.empty((len(hypotheses), *tokens.shape), np.float32)

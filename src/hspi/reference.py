@@ -91,7 +91,7 @@ def _float64_model(ref: ModelRef) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    weights = load_model(ref, dtype="float64", attention="eager")
+    weights = load_model(ref.path, "fp64", "eager")
     with _float64_everywhere():
         model = AutoModelForCausalLM.from_config(weights.config, dtype=torch.float64, attn_implementation="eager")
         model.load_state_dict(weights.state_dict())

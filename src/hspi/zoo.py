@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hspi.errors import ModelError, UnknownName
-from hspi.files import digest, root
+from hspi.errors import ConfigError, ModelError, PlatformError, UnknownName
+from hspi.files import digest, read_json, root
 
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]  # weights, config and tokenizer, but no pickle
@@ -43,7 +44,7 @@ ZOO = {
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model on this disk. `weights_hash` is the sha256 (hex) of config.json and every safetensors file, by name."""
+    """A model on this disk; `weights_hash` as the function of that name gives it."""
 
     id: str
     path: Path
@@ -102,42 +103,83 @@ def load_tokenizer(ref: ModelRef) -> Any:
         raise ModelError(f"{ref.path} must hold a tokenizer, but: {_one_line(e)}") from e
 
 
-def load_model(ref: ModelRef, dtype: str = "float32", attention: str = "eager") -> Any:
-    """The model in eval mode on the CPU; `dtype` as torch names it, `attention` as transformers does.
+DTYPES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
-    Raises ModelError.
+
+def load_model(path: Path, dtype: str, attention: str) -> Any:
+    """The causal language model of a folder, in eval mode on the CPU; safetensors files are all that it can read.
+
+    dtype: a key of `DTYPES`; attention: as transformers names it. Raises ConfigError on another dtype, ModelError
+    where the folder holds no such model, PlatformError where the attention needs a package that is not here.
     """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, but got {dtype!r}")
+    _refuse_other_weights(path)
     import torch
+    from safetensors import SafetensorError
 
     _quieten()
     from transformers import AutoModelForCausalLM
 
     try:
-        kind = getattr(torch, dtype)
         model = AutoModelForCausalLM.from_pretrained(
-            ref.path, dtype=kind, attn_implementation=attention, local_files_only=True, use_safetensors=True
+            path,
+            dtype=getattr(torch, DTYPES[dtype]),
+            attn_implementation=attention,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as e:
-        raise ModelError(f"{ref.path} must hold a causal language model, but: {_one_line(e)}") from e
-    return model.eval()
+    except ImportError as e:
+        raise PlatformError(f"attention {attention!r} must be installed, but: {_one_line(e)}") from e
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as e:
+        raise ModelError(f"{path} must hold a causal language model, but: {_one_line(e)}") from e
+    return model.eval().requires_grad_(False)
+
+
+def _refuse_other_weights(path: Path) -> None:
+    """transformers reads any file that config.json or an index names, and an adapter's, `use_safetensors` or not."""
+    files = [f.name for f in _weight_files(path)[1:]]
+    indexes = sorted(path.glob("*.safetensors.index.json"))
+    try:
+        named = {name for index in indexes for name in read_json(index)["weight_map"].values()} - {*files}
+        chosen = read_json(path / "config.json").get("transformers_weights")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ModelError(f"{path} must hold a readable config.json and index, but: {_one_line(e)}") from e
+    if chosen not in (None, *files, *(index.name for index in indexes)):
+        named.add(chosen)
+    if (path / "adapter_config.json").exists():
+        named.add("adapter_config.json")
+    if named:
+        raise ModelError(f"{path} must take all weights from its *.safetensors, but it names {sorted(map(str, named))}")
+
+
+def weights_hash(path: Path) -> str:
+    """The sha256 (hex) of config.json and every safetensors file, by name. Raises ModelError where either lacks."""
+    total = hashlib.sha256()
+    for file in _weight_files(path):
+        stat = file.stat()
+        total.update(f"{file.name}:{_file_hash(file, stat.st_mtime_ns, stat.st_size)}\n".encode())
+    return total.hexdigest()
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """config.json, then the safetensors files in the order of their names."""
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights or not (path / "config.json").is_file():
+        raise ModelError(f"a model's folder must hold config.json and *.safetensors, but {path} does not")
+    return [path / "config.json", *weights]
 
 
 def _reference(name: str, path: Path) -> ModelRef:
-    config_file = path / "config.json"
-    weights = sorted(path.glob("*.safetensors"))
-    if not config_file.is_file() or not weights:
-        raise ModelError(f"a model's folder must hold config.json and *.safetensors, but {path} does not")
+    config_file = _weight_files(path)[0]
     try:
         config = json.loads(config_file.read_text())
         text_config = config.get("text_config", config)  # where a model of several modes keeps its language part
         vocab_size, family = int(text_config["vocab_size"]), str(config["architectures"][0])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as e:
         raise ModelError(f"config.json must name vocab_size and architectures, but in {path}: {_one_line(e)}") from e
-    digest = hashlib.sha256()
-    for file in (config_file, *weights):
-        stat = file.stat()
-        digest.update(f"{file.name}:{_file_hash(file, stat.st_mtime_ns, stat.st_size)}\n".encode())
-    return ModelRef(name, path, digest.hexdigest(), vocab_size, family)
+    return ModelRef(name, path, weights_hash(path), vocab_size, family)
 
 
 @lru_cache(maxsize=256)
@@ -155,10 +197,13 @@ def _download(hub_id: str) -> Path:
 
 
 def _quieten() -> None:
-    from transformers.utils import logging
+    """Silences what transformers says on import about GPU parts of torchao, and its progress bars."""
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
 
 
 def _one_line(error: BaseException) -> str:

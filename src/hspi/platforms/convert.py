@@ -6,7 +6,6 @@ then reads, so no cap may leave a trace in it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -17,8 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hspi.errors import ModelError, PlatformError
+from hspi.errors import PlatformError
 from hspi.platforms.machine import ISA_VARIABLES
+from hspi.zoo import DTYPES, load_model, weights_hash
 
 # Kind of conversion → the distributions whose versions decide its outcome.
 KINDS = {
@@ -32,17 +32,6 @@ KINDS = {
 def cache_folder() -> Path:
     """`HSPI_CACHE`, or `.cache/hspi` in the working directory."""
     return Path(os.environ.get("HSPI_CACHE", ".cache/hspi"))
-
-
-def weights_hash(model_path: Path) -> str:
-    """SHA-256 over config.json and the safetensors files; raises ModelError when the folder lacks either."""
-    weights = sorted(model_path.glob("*.safetensors"))
-    if not weights or not (model_path / "config.json").is_file():
-        raise ModelError(f"a model folder must hold config.json and safetensors files, but {model_path} does not")
-    digest = hashlib.sha256()
-    for path in (model_path / "config.json", *weights):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
 
 
 def converted(kind: str, model_path: Path) -> Path:
@@ -90,8 +79,6 @@ def _to_onnx(model_path: Path, out: Path) -> None:
     """int64 ids (batch, length) → float32 logits (batch, length, vocabulary); no cache, both axes free."""
     import torch
 
-    from hspi.platforms.pytorch import load
-
     class Logits(torch.nn.Module):
         def __init__(self, model: Any) -> None:
             super().__init__()
@@ -100,7 +87,7 @@ def _to_onnx(model_path: Path, out: Path) -> None:
         def forward(self, ids: Any) -> Any:
             return self.model(input_ids=ids, use_cache=False).logits
 
-    model = load(model_path, "fp32")
+    model = load_model(model_path, "fp32", "sdpa")
     longest = int(model.config.max_position_embeddings)
     free = {0: torch.export.Dim("batch", min=1, max=4096), 1: torch.export.Dim("length", min=1, max=longest)}
     sample = torch.arange(2 * 8).reshape(2, 8) % model.config.vocab_size
@@ -138,7 +125,10 @@ def _to_onnx_int4(model_path: Path, out: Path) -> None:
 
 def _to_ctranslate2(model_path: Path, out: Path) -> None:
     """CTranslate2's own converter, told only what it wants of a tokenizer: a name for each id."""
+    import torch
     from ctranslate2.converters import TransformersConverter
+
+    names = {getattr(torch, name): dtype for dtype, name in DTYPES.items()}
 
     class Ids:
         bos_token, eos_token, unk_token, pad_token = "0", "1", "2", "0"
@@ -150,8 +140,8 @@ def _to_ctranslate2(model_path: Path, out: Path) -> None:
             return {str(i): i for i in range(self.size)}
 
     class Converter(TransformersConverter):
-        def load_model(self, model_class: Any, model_name_or_path: str, **kwargs: Any) -> Any:
-            model = super().load_model(model_class, model_name_or_path, **kwargs)
+        def load_model(self, model_class: Any, model_name_or_path: str, dtype: Any = None, **kwargs: Any) -> Any:
+            model = load_model(model_path, names.get(dtype, "fp32"), "sdpa")
             self.size = model.config.vocab_size
             if model.config.model_type == "gpt_neox":  # two names that transformers 5 changed
                 model.config.rotary_pct = model.config.rope_parameters["partial_rotary_factor"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -12,11 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hspi.errors import ConfigError, ModelError, PlatformError
 from hspi.platforms.batches import BatchAdapter, Logits
 from hspi.platforms.record import Platform
-
-DTYPES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+from hspi.zoo import load_model
 
 
 class PyTorchAdapter(BatchAdapter):
@@ -33,7 +30,7 @@ class PyTorchAdapter(BatchAdapter):
 
         self._torch, self._platform, self._threads = torch, platform, threads
         self._device = platform.hardware if platform.hardware == "cuda" else "cpu"
-        model = load(model_path, platform.dtype, platform.attention)
+        model = load_model(model_path, platform.dtype, platform.attention)
         self.vocab_size = int(model.config.vocab_size)
         if quantizer := platform.options.get("quantizer"):
             from hspi.platforms.quantized import quantize
@@ -112,39 +109,3 @@ def _compile_layers(model: Any) -> None:
     for layers in [m for m in model.modules() if isinstance(m, nn.ModuleList)]:
         for layer in layers:
             layer.compile(dynamic=True)
-
-
-def load(model_path: Path, dtype: str, attention: str = "sdpa") -> Any:
-    """The transformers model of a folder, on the CPU, in `dtype` (a key of `DTYPES`), ready for inference."""
-    import torch
-
-    _quieten()
-    from transformers import AutoModelForCausalLM
-
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, but got {dtype!r}")
-    if not (model_path / "config.json").is_file():
-        raise ModelError(f"a model folder must hold config.json, but {model_path} does not")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            model_path, dtype=getattr(torch, DTYPES[dtype]), attn_implementation=attention, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{model_path} must hold a causal language model, but: {_first_line(error)}") from error
-    except ImportError as error:
-        raise PlatformError(f"attention {attention!r} must be installed, but: {_first_line(error)}") from error
-    return model.eval().requires_grad_(False)
-
-
-def _quieten() -> None:
-    """Silences what transformers says on import about GPU parts of torchao, and its progress bars."""
-    for name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

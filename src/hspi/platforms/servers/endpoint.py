@@ -25,10 +25,11 @@ import numpy.typing as npt
 from hspi.client import shown_url
 from hspi.errors import ConfigError, EndpointError, PlatformError
 from hspi.platforms.batches import check_contexts, continue_greedily
-from hspi.platforms.convert import cache_folder, weights_hash
+from hspi.platforms.convert import cache_folder
 from hspi.platforms.record import Context, LogProbs, Platform
 from hspi.platforms.servers import environments
 from hspi.platforms.servers.launch import Server, flags, launch
+from hspi.zoo import weights_hash
 
 # Alternatives to ask for, the most first. Signatures keep 256 at most, and printing 4,096 takes longer than the model.
 LADDER = (512, 256, 100, 64, 20)

@@ -13,7 +13,8 @@ import subprocess
 from pathlib import Path
 
 from hspi.errors import ConfigError, ModelError, PlatformError
-from hspi.platforms.convert import cache_folder, made_once, weights_hash
+from hspi.platforms.convert import cache_folder, made_once
+from hspi.zoo import weights_hash
 
 FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0")
 SCRIPT = Path(__file__).parent / "apart" / "llama_convert.py"
@@ -41,6 +42,8 @@ def gguf_file(environment: Path, model_path: Path, kind: str) -> Path:
 
 
 def _convert(environment: Path, model_path: Path, kind: str, out: Path) -> None:
+    if not any(model_path.glob("model*.safetensors")):  # where there are none the converter goes on to pickles
+        raise ModelError(f"a GGUF file is made from model*.safetensors, but {model_path} holds none")
     python = environment / "bin" / "python"
     plain = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"OMP_NUM_THREADS": "1"}
     command = [str(python), str(SCRIPT), str(model_path.absolute()), kind, str(out.absolute())]

@@ -70,7 +70,7 @@ def _vllm(
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CACHE_ROOT": str((cache_folder() / "vllm").absolute()),
     }
-    return [*arguments, "--gpu-memory-utilization", "0.1"], variables
+    return [*arguments, "--load-format", "safetensors", "--gpu-memory-utilization", "0.1"], variables
 
 
 def vllm_flags(platform: Platform) -> list[str]:

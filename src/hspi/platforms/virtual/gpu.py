@@ -21,10 +21,10 @@ from hspi.errors import ConfigError, PlatformError
 from hspi.numerics.batched import matmul_batched
 from hspi.numerics.matmul import Packed, matmul, pack_b
 from hspi.platforms.batches import BatchAdapter, Logits
-from hspi.platforms.pytorch import load
 from hspi.platforms.record import Platform
 from hspi.platforms.virtual.catalogue import FP8_TYPES, TF32_TYPES, units_of
 from hspi.platforms.virtual.plans import PlanBook
+from hspi.zoo import load_model
 
 STORAGE = {"fp16": "fp16", "bf16": "bf16", "tf32": "fp32"}
 LARGEST = {"e4m3": 448.0, "e4m3fnuz": 240.0}
@@ -47,7 +47,7 @@ class VirtualGpuAdapter(BatchAdapter):
             raise ConfigError(f"dtype must be one of {', '.join(STORAGE)}, but got {platform.dtype!r}")
         self._platform, self._threads = platform, threads
         self._places: dict[int, str] = {}  # weights by address → `NxK#i`
-        self._model = load(model_path, STORAGE[platform.dtype], "eager")
+        self._model = load_model(model_path, STORAGE[platform.dtype], "eager")
         self.vocab_size = int(self._model.config.get_text_config().vocab_size)
         self._head = self._model.get_output_embeddings().weight
         self.use(str(platform.options["architecture"]))
