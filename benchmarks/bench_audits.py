@@ -35,7 +35,7 @@ from urllib.request import urlopen
 import numpy as np
 
 from hspi import judging, params, zoo
-from hspi.audit import candidates, conduct, material
+from hspi.audits import candidates, conduct, material
 from hspi.client import Endpoint
 from hspi.detectors.detector import Detector
 from hspi.evaluation.measures import wilson

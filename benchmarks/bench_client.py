@@ -15,8 +15,8 @@ import time
 
 import httpx2
 
-from hspi.audit.answers import Names, read_answer
-from hspi.audit.conduct import in_order
+from hspi.audits.answers import Names, read_answer
+from hspi.audits.gathering import in_order
 from hspi.client import Endpoint, Question, Reply
 
 NAMES = Names([str(i) for i in range(5000)])

@@ -18,15 +18,14 @@ from typing import Any
 import numpy as np
 
 from hspi import featurize, zoo
-from hspi.audit.agreement import Agreement, Rounded, Symbols, Text
-from hspi.audit.formats import PROBES
+from hspi.audits.levels.agreement import Agreement, RoundedScorer, Symbols, TextScorer
+from hspi.audits.levels.residual import PROBES
 from hspi.detectors.calibration import Calibration
 from hspi.detectors.detector import Detector
 from hspi.detectors.estimators import Boosted
 from hspi.detectors.number_format import BITS, BLOCKS, Formats, NumberFormat, SampleBench, format_of
-from hspi.evidence.aligned import Aligned
-from hspi.evidence.equivalence import Classes
 from hspi.evidence.explained import explained_statistics
+from hspi.evidence.library import Library
 
 ALPHA, K, ORDERS, DRAWS = 0.01, 20, 2, 3
 
@@ -36,20 +35,20 @@ def scorers(detector: Detector, model: str, seed: int) -> Iterator[tuple[str, Ag
     ref = zoo.resolve(model)
     tokenizer = zoo.load_tokenizer(ref)
     texts = [tokenizer.decode([i]) for i in range(ref.vocab_size)]
-    yield "text", Text(detector, model, seed, Symbols(texts, tokenizer.all_special_ids), usable)
+    yield "text", TextScorer(detector, model, seed, Symbols(texts, tokenizer.all_special_ids), usable)
     for decimals in (1, 2, 3, 4):
-        yield f"rounded to {decimals}", Rounded(detector, model, K, seed, decimals, usable)
+        yield f"rounded to {decimals}", RoundedScorer(detector, model, K, seed, decimals, usable)
 
 
-def sequential(data: Aligned, classes: Classes, seed: int, held: int, counts: dict[str, Counter[str]]) -> None:
+def sequential(library: Library, seed: int, held: int, counts: dict[str, Counter[str]]) -> None:
     """Adds to `counts`, by level: audits, alarms, and pairs of (served, claimed) class that came apart."""
+    data, classes = library.data, library.classes
     kept = [s for s in range(len(data.nuisances)) if s != held]
     arrays: dict[str, Any] = {n: getattr(data, n)[:, kept] for n in ("logprobs", "rank", "raw")}
     part = replace(data, nuisances=[data.nuisances[s] for s in kept], **arrays)
-    whole, less = ({data.model: d} for d in (data, part))
     trees = Boosted()
-    none = trees, NumberFormat(trees), Calibration()
-    detectors = [Detector(*none, library, {data.model: classes}) for library in (whole, less)]
+    bare = Detector(trees, NumberFormat(trees), Calibration())
+    detectors = [bare.with_library(replace(library, data=d)) for d in (data, part)]
     family = [format_of(p) for p in data.platforms]
     label, rng = np.asarray(classes.label), np.random.default_rng(0)
     for (name, full), (_, scorer) in zip(*(scorers(b, data.model, seed) for b in detectors), strict=True):
@@ -108,12 +107,12 @@ def fitted(benches: list[SampleBench], without: str | None) -> NumberFormat:
 def main(features: str, seed: int, platforms: bool) -> None:
     loaded = featurize.load(features)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for data, classes in loaded:
-        sequential(data, classes, seed, 0, counts)
+    for library in loaded:
+        sequential(library, seed, 0, counts)
     for name, c in counts.items():
         apart = ", ".join(f"{k} {c[f'{k} apart'] / max(c[k], 1):.3f}" for k in ("other format", "same format"))
         print(f"{name:14} {c['alarms']} false alarms in {c['audits']} audits; classes told apart: {apart}")
-    benches = [SampleBench(data, classes, seed) for data, classes in loaded]
+    benches = [SampleBench(library, seed) for library in loaded]
     for drop in [False, True] if platforms else [False]:
         c, excluded = residual(benches, drop)
         print(

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from hspi.audit.verified import Replay
+from hspi.audits.levels.replay import ReplayScorer
 from hspi.detectors.calibration import Calibration
 from hspi.detectors.detector import Detector
 from hspi.detectors.estimators import Boosted
@@ -59,7 +59,7 @@ def seconds(work: Callable[[], T]) -> tuple[float, T]:
     return time.perf_counter() - began, found
 
 
-def score(scorer: Replay, data: Aligned, answers: int) -> None:
+def score(scorer: ReplayScorer, data: Aligned, answers: int) -> None:
     evidence = scorer.start()
     for at in scorer.split.test[:answers]:
         evidence.add(scorer.scores(observation(data, [int(at)]))[..., 0])
@@ -71,9 +71,9 @@ def main(candidates: int, answers: int) -> None:
     trees = verifier(rng)
     detector = Detector(trees, trees, Calibration(), {"toy": data}, {"toy": classes})
     with tempfile.TemporaryDirectory() as folder:
-        Replay.of(detector, "toy", K, 1, Path(folder))  # compiles the kernels
-        cold, scorer = seconds(lambda: Replay.of(detector, "toy", K, 0, Path(folder)))
-        warm, _ = seconds(lambda: Replay.of(detector, "toy", K, 0, Path(folder)))
+        ReplayScorer.of(detector, "toy", K, 1, Path(folder))  # compiles the kernels
+        cold, scorer = seconds(lambda: ReplayScorer.of(detector, "toy", K, 0, Path(folder)))
+        warm, _ = seconds(lambda: ReplayScorer.of(detector, "toy", K, 0, Path(folder)))
     scorer.scores(observation(data, [0]))
     audit, _ = seconds(lambda: score(scorer, data, answers))
     print(f"{candidates} candidates × {SETTINGS} settings, {answers} answers")

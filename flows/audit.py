@@ -5,43 +5,61 @@ python flows/audit.py --base-url URL --model NAME --weights ZOO_ID [any option o
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from pathlib import Path
 from typing import Any
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from hspi.errors import EndpointError, HspiError
-from steps import flow
-
-OUTCOMES = {0: "consistent", 1: "contradicted", 3: "inconclusive"}
-ENDPOINT_FAILED = 4
+from hspi import tracking
+from hspi.audits.run import Audit, Request, start
+from hspi.errors import HspiError
+from steps import flow, options_of
 
 
 @task(task_run_name="hspi audit", cache_policy=NO_CACHE)
-def run_audit(options: list[str]) -> int:
-    """The verb's exit code. Raises EndpointError where the endpoint failed; the same options go on from there."""
-    code = subprocess.run([sys.executable, "-m", "hspi", "audit", *options], check=False).returncode
-    if code == ENDPOINT_FAILED:
-        raise EndpointError("the endpoint must answer, but it failed; the next run goes on where this one stopped")
-    if code not in OUTCOMES:
-        raise HspiError(f"`hspi audit` must end with a verdict, but it ended with {code}")
-    return code
+def run_audit(request: Request, folder: Path | None) -> Audit:
+    """Raises EndpointError where the endpoint failed; the same request goes on from there."""
+    found = start(request, folder, say=get_run_logger().info)
+    tracking.log_audit(found.folder)
+    return found
 
 
-@flow(name="audit")
-def audit(options: list[str]) -> str:
-    """One audit. Returns its outcome; a contradicted claim fails the flow, so that automations see it."""
-    outcome = OUTCOMES[run_audit(options)]
-    if outcome == "contradicted":
-        raise HspiError("the endpoint must serve what is claimed, but the claim is contradicted")
-    return outcome
+@flow(name="audit", flow_run_name="{model} at {base_url}")
+def audit(
+    base_url: str,
+    model: str,
+    weights: str,
+    claim: str | None = None,
+    claim_format: str | None = None,
+    alpha: float = 0.01,
+    out: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> str:
+    """One audit. A contradicted claim fails the flow, so that automations see it.
 
+    Args:
+        base_url: URL of the endpoint up to /v1.
+        model: Name under which it serves the model.
+        weights: Zoo id, path or hub id of the weights that are said to be served.
+        claim: Platform id that the provider claims.
+        claim_format: Number format, where that is all that is claimed.
+        alpha: False alarms at most.
+        out: Folder of the evidence.
+        options: Any more of `hspi audit`, for example {"max_tokens": 200}.
 
-def main(arguments: list[Any]) -> None:
-    audit([str(a) for a in arguments])
+    Returns the outcome: consistent, identified, unknown or inconclusive.
+    """
+    request = Request(
+        base_url=base_url, served=model, weights=weights, claim=claim, claim_format=claim_format, alpha=alpha,
+        **(options or {}),
+    )  # fmt: skip
+    verdict = run_audit(request, Path(out) if out else None).verdict
+    assert verdict is not None, "not a dry run"
+    if verdict.outcome == "contradicted":
+        raise HspiError(f"the endpoint must serve what is claimed, but {verdict.why}")
+    return verdict.outcome
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    audit(**options_of("audit", "out"))

@@ -2,7 +2,7 @@
 
 python flows/automation.py [DEPLOYMENT]        default: audit/audit; made again, it replaces the one before
 
-The deployment gets `options`, those of `hspi audit` for the endpoint of the event, without a claim: what is it now?
+The deployment gets the endpoint of the event, without a claim: what is it now?
 For messages (mail, Slack, PagerDuty) add an action of type SendNotification with a block of yours, or pick one on
 Prefect's page.
 """
@@ -24,10 +24,12 @@ from prefect.events.actions import RunDeployment  # noqa: E402
 from prefect.events.schemas.automations import Posture  # noqa: E402
 
 NAME, CHANGED = "hspi-class-changed", "hspi.class-changed"
-OPTIONS = (
-    '["--base-url", {{ event.payload.endpoint | tojson }}, "--model", {{ event.payload.served | tojson }}, '
-    '"--weights", {{ event.payload.weights_id | tojson }}, "--out", {{ (event.payload.path ~ "-again") | tojson }}]'
-)
+PARAMETERS = {  # of the deployment: what the event says
+    "base_url": "{{ event.payload.endpoint }}",
+    "model": "{{ event.payload.served }}",
+    "weights": "{{ event.payload.weights_id }}",
+    "out": '{{ event.payload.path ~ "-again" }}',
+}
 
 
 def install(deployment: str = "audit/audit") -> Automation:
@@ -40,8 +42,8 @@ def install(deployment: str = "audit/audit") -> Automation:
         expect={CHANGED}, match={"prefect.resource.id": "hspi.endpoint.*"}, posture=Posture.Reactive,
         for_each={"prefect.resource.id"}, threshold=1, within=timedelta(0),
     )  # fmt: skip
-    options = {"__prefect_kind": "json", "value": {"__prefect_kind": "jinja", "template": OPTIONS}}
-    action = RunDeployment(source="selected", deployment_id=target, parameters={"options": options}, job_variables={})
+    asked = {name: {"__prefect_kind": "jinja", "template": template} for name, template in PARAMETERS.items()}
+    action = RunDeployment(source="selected", deployment_id=target, parameters=asked, job_variables={})
     made = Automation(
         name=NAME, description="Another audit where the class of an endpoint changed", trigger=trigger, actions=[action]
     )

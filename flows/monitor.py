@@ -5,9 +5,8 @@ python flows/monitor.py --base-url URL --model NAME --weights ZOO_ID [any option
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import os
+from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
@@ -15,11 +14,14 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
+from hspi import tracking
+from hspi.audits.run import Request
 from hspi.errors import EndpointError, HspiError
-from steps import failed_with, flow
+from hspi.history import FAILED
+from hspi.monitor.check import watch
+from steps import failed_with, flow, options_of
 
 CHANGED = "hspi.class-changed"
-VERDICT, ENDPOINT_FAILED = (0, 1, 3), 4
 COLUMNS = ("time", "outcome", "answer", "alert", "claim_p_value", "requests", "output_tokens", "news")
 LAST = 50  # audits that the table shows
 
@@ -39,18 +41,12 @@ class ClaimContradicted(HspiError):
     retry_delay_seconds=[60, 300],
     retry_condition_fn=failed_with(EndpointError),
 )
-def check(options: list[str]) -> dict[str, Any]:
-    """What `hspi monitor` recorded. Raises EndpointError where the endpoint failed, HspiError where the verb did."""
-    command = [sys.executable, "-m", "hspi", "monitor", *options, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode not in (*VERDICT, ENDPOINT_FAILED):
-        raise HspiError(
-            f"`hspi monitor` must end with a verdict, but it ended with {done.returncode}; see its last line"
-        )
-    entry: dict[str, Any] = json.loads(done.stdout)
-    if done.returncode == ENDPOINT_FAILED:
-        raise EndpointError(f"the endpoint must answer, but: {entry['why']}")
-    return entry
+def check(request: Request, root: Path | None) -> dict[str, Any]:
+    """What the next audit found, recorded. Raises EndpointError where the endpoint failed: Prefect tries again."""
+    found = watch(request, root, retries=0, webhook=os.environ.get("HSPI_WEBHOOK"), say=get_run_logger().info)
+    if found.entry.outcome == FAILED:
+        raise EndpointError(f"the endpoint must answer, but: {found.entry.why}")
+    return found.to_dict()
 
 
 def tell(entry: dict[str, Any]) -> None:
@@ -68,9 +64,8 @@ def tell(entry: dict[str, Any]) -> None:
 
 def show_history(entry: dict[str, Any]) -> None:
     """The endpoint's last audits, the newest first, as a table of this run."""
-    command = [sys.executable, "-m", "hspi", "history", "--base-url", entry["endpoint"], "--model", entry["served"]]
-    done = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, text=True, check=True)
-    rows = [{c: row[c] for c in COLUMNS} for row in reversed(json.loads(done.stdout))][:LAST]
+    entries = tracking.read_history(entry["history"])
+    rows = [{c: getattr(e, c) for c in COLUMNS} for e in reversed(entries)][:LAST]
     create_table_artifact(
         key=f"history-{entry['history']}", table=rows, description=f"{entry['served']} at {entry['endpoint']}"
     )
@@ -82,8 +77,10 @@ def monitor(
     model: str,
     weights: str,
     claim: str | None = None,
+    claim_format: str | None = None,
     alpha: float = 0.0001,
-    options: list[str] | None = None,
+    out: str | None = None,
+    options: dict[str, Any] | None = None,
 ) -> str:
     """Audit an endpoint and compare with the audits before.
 
@@ -96,18 +93,18 @@ def monitor(
         model: Name under which it serves the model.
         weights: Zoo id, path or hub id of the weights that are said to be served.
         claim: Platform id that the provider claims; without it, the class of before.
+        claim_format: Number format, where that is all that is claimed.
         alpha: False alarms of one audit at most. Over n audits n · alpha: hourly for a year, 0.0001 makes 0.9.
-        options: Any more of `hspi monitor`, for example ["--max-tokens", "200"].
+        out: Folder of the history.
+        options: Any more of `hspi monitor`, for example {"max_tokens": 200}.
 
     Returns the outcome: consistent, identified, unknown or inconclusive.
     """
-    words = ["--base-url", base_url, "--model", model, "--weights", weights, "--alpha", str(alpha)]
-    words += ["--claim", claim] if claim else []
-    return watch([*words, "--retries", "0", *(options or [])])
-
-
-def watch(options: list[str]) -> str:
-    entry = check(options)
+    request = Request(
+        base_url=base_url, served=model, weights=weights, claim=claim, claim_format=claim_format, alpha=alpha,
+        **(options or {}),
+    )  # fmt: skip
+    entry = check(request, Path(out) if out else None)
     get_run_logger().info("%s: %s", entry["outcome"], entry["news"] or entry["why"])
     if entry["alert"]:
         tell(entry)
@@ -119,11 +116,5 @@ def watch(options: list[str]) -> str:
     return str(entry["outcome"])
 
 
-@flow(name="monitor-by-hand")
-def by_hand(options: list[str]) -> str:
-    """The same with the verb's own options."""
-    return watch(options)
-
-
 if __name__ == "__main__":
-    by_hand(sys.argv[1:])
+    monitor(**options_of("monitor", "out"))

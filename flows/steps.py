@@ -30,6 +30,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner  # noqa: E402
 __all__ = [
     "failed_with",
     "flow",
+    "options_of",
     "platforms_of_params",
     "publish_artifacts",
     "pull",
@@ -112,6 +113,24 @@ def side_by_side(jobs: int = 2) -> TaskRunner[PrefectFuture[Any]]:
     """A runner for tasks that wait for child processes: as many at once as the cores carry, at least two."""
     runner: Any = ThreadPoolTaskRunner(max_workers=max(2, (os.cpu_count() or 1) // jobs))
     return runner
+
+
+def options_of(verb: str, *own: str) -> dict[str, Any]:
+    """The words of this process, taken as those of `hspi VERB`, as parameters of the flow of that name: `options` holds
+    what the flow has no parameter for. own: further parameters that the flow has.
+    """
+    from hspi.cli import main
+
+    found = main.commands[verb].make_context(verb, sys.argv[1:]).params
+    named = {"base_url", "model", "weights", "claim", "claim_format", "alpha", *own}
+    found["model"], found["params"] = found.pop("served"), found.pop("params_file")
+    found["out"] = found.get("root", found.get("out"))
+    given = {name: str(v) if isinstance(v, Path) else v for name, v in found.items() if v is not None}
+    more = {name: v for name, v in given.items() if name not in named and name in REQUEST}
+    return {**{name: v for name, v in given.items() if name in named}, "options": more}
+
+
+REQUEST = ("max_tokens", "max_cost", "price", "concurrency", "order", "candidates", "detector", "params")
 
 
 def platforms_of_params(path: str = "params.yaml") -> list[str]:

@@ -11,7 +11,8 @@ from functools import cache
 
 import numpy as np
 
-from hspi.audit.material import Material, Probe, Settings
+from hspi.audits.material import Material, Probe, Settings
+from hspi.audits.run import Request
 from hspi.detectors.detector import Detector
 from hspi.detectors.number_format import NumberFormat
 from hspi.detectors.training import Bench, calibrate, fit_verifier
@@ -114,6 +115,24 @@ def material(
     warm_up = [probe(int(i)) for i in split.fit[:2]]
     vocabulary = [text_of([i]) for i in range(VOCABULARY)]
     return Material(settings, detector(), [probe(int(i)) for i in order], warm_up, vocabulary, {"version_hspi": "test"})
+
+
+class Supply:
+    """Hands this material to `audits.run.start`."""
+
+    refer = None
+    scores = None
+
+    def __init__(self, made: Material) -> None:
+        self.made, self.settings = made, made.settings
+
+    def material(self) -> Material:
+        return self.made
+
+    def request(self) -> Request:
+        s = self.settings
+        claims = {"claim": s.claim, "claim_format": s.claim_format}
+        return Request(base_url=s.base_url, served=s.served, weights=s.model, alpha=s.alpha, **claims)
 
 
 def find(ids: list[int]) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from hspi.errors import ConfigError, DataError
 from hspi.history import Entry, established, judged, key_of
-from hspi.report import history as drawing
+from hspi.monitor import picture as drawing
 
 LIBRARY = ("a", "a2", "b", "c")
 

@@ -1,4 +1,4 @@
-"""Reads the imports: data flows one way, and the tools stay in their rooms (docs: the layout in CONTRIBUTING.md)."""
+"""Reads the imports: data flows one way, nothing runs in a circle, and the tools stay in their rooms."""
 
 from __future__ import annotations
 
@@ -8,19 +8,6 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "hspi"
-FLOORS = [  # from the ground up; a room imports what stands below it or beside it
-    {"errors", "__init__", "quiet", "files"},
-    {"numerics", "platforms", "probes", "client", "params", "zoo", "splits"},
-    {"signatures", "border"},
-    {"collect", "reference", "hypotheses", "signature_store", "silicon"},
-    {"evidence", "featurize", "verdict"},
-    {"detectors", "plan_search"},
-    {"tuning", "evaluation", "history"},
-    {"report"},
-    {"audit", "tracking", "serve", "webhook"},
-    {"stages", "judging", "monitor"},
-    {"cli", "__main__"},
-]
 TOOLS = {"mlflow", "dvc", "prefect", "click"}
 MAY = {("tracking", "mlflow"), ("cli", "click"), ("tracking", "optuna"), ("tuning", "optuna")}
 
@@ -56,26 +43,89 @@ def imports(path: Path) -> list[str]:
     return found
 
 
-def floor(name: str) -> int:
-    return next(i for i, rooms in enumerate(FLOORS) if name in rooms)
-
-
 FILES = sorted(PACKAGE.rglob("*.py"))
+FACES = {"__init__", "__main__"}  # the package's own: they import what they show
 
 
-def test_every_room_has_a_floor() -> None:
-    known = set().union(*FLOORS)
-    assert {room(f) for f in FILES} <= known, "say in FLOORS where the new room stands"
+def module_of(path: Path) -> str:
+    return ".".join(["hspi", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_nothing_imports_upward(path: Path) -> None:
-    rooms = set(map(room, FILES))
-    mine = floor(room(path))
-    for module in imports(path):
-        parts = module.split(".")
-        if parts[0] == "hspi" and len(parts) > 1 and parts[1] in rooms:
-            assert floor(parts[1]) <= mine, f"{path} imports {module}, which stands above it"
+MODULES = {module_of(path): path for path in FILES}
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of ours that a file imports at run time: the longest name of each import that is one."""
+    found = set()
+    for dotted in members(path):
+        parts = dotted.split(".")
+        names = [".".join(parts[: i + 1]) for i in range(len(parts))]
+        found |= {name for name in names if name in MODULES and name != "hspi"} if parts[0] == "hspi" else set()
+    return found
+
+
+def members(path: Path) -> list[str]:
+    """`from hspi.a import b` as hspi.a.b too, for b may be a module."""
+    tree = ast.parse(path.read_text("utf-8"))
+    unused = in_checking_of_types(tree)
+    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and id(n) not in unused]
+    return [*imports(path), *(f"{n.module}.{a.name}" for n in nodes for a in n.names)]
+
+
+def below(graph: dict[str, set[str]]) -> dict[str, int]:
+    """The floor of each: one above the highest that it imports. Fails with the way round where there is a circle."""
+    floors: dict[str, int] = {}
+
+    def visit(name: str, way: tuple[str, ...]) -> int:
+        assert name not in way, "a circle: " + " → ".join((*way[way.index(name) :], name))
+        if name not in floors:
+            floors[name] = max((visit(other, (*way, name)) + 1 for other in sorted(graph[name])), default=0)
+        return floors[name]
+
+    for name in sorted(graph):
+        visit(name, ())
+    return floors
+
+
+def rooms() -> dict[str, set[str]]:
+    """What each room imports: entries of src/hspi, folders whole."""
+    graph: dict[str, set[str]] = {}
+    for path in FILES:
+        if room(path) not in FACES:
+            mine = graph.setdefault(room(path), set())
+            mine |= {module.split(".")[1] for module in imported(path)} - {room(path)}
+    return graph
+
+
+def test_rooms_stand_on_floors() -> None:
+    """A room imports what stands below it, never beside it or above: the order is read from the tree."""
+    floors = below(rooms())
+    way = ["platforms", "signatures", "evidence", "detectors", "audits", "monitor", "cli"]
+    assert [floors[name] for name in way] == sorted({floors[name] for name in way}), "the way of the data"
+
+
+def test_no_file_imports_itself_by_a_way_round() -> None:
+    below({module_of(f): imported(f) - {module_of(f), *around(module_of(f))} for f in FILES if room(f) not in FACES})
+
+
+def around(module: str) -> set[str]:
+    """The packages that a module stands in: importing it runs them, and they may show it."""
+    parts = module.split(".")
+    return {".".join(parts[:i]) for i in range(1, len(parts))}
+
+
+def test_a_circle_is_seen_and_named() -> None:
+    with pytest.raises(AssertionError, match="a → c → a"):
+        below({"a": {"b", "c"}, "b": set(), "c": {"a"}})
+
+
+def test_contributing_lists_rooms_from_the_ground_up() -> None:
+    from test_maps import rows
+
+    height = {name.rstrip("/"): i for i, row in enumerate(rows()) for name in row}
+    for name, others in rooms().items():
+        for other in others:
+            assert height[other] < height[name], f"{name} imports {other}, which CONTRIBUTING.md lists beside or above"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -86,8 +136,8 @@ def test_tools_stay_in_their_rooms(path: Path) -> None:
 
 
 def test_flows_call_verbs_and_stages_alone() -> None:
-    """Flows may read parameters and reports; the science is behind DVC's stages."""
-    allowed = {"errors", "quiet", "params", "evaluation.pairs", "client", "audit"}
+    """They read parameters and reports and call public functions; the science is behind DVC's stages."""
+    allowed = {"errors", "quiet", "params", "evaluation.pairs", "audits.run", "monitor", "history", "tracking", "cli"}
     for path in (PACKAGE.parent.parent / "flows").glob("*.py"):
         used = {m.removeprefix("hspi.") for m in imports(path) if m.startswith("hspi.")}
         strangers = {m for m in used if not any(f"{m}.".startswith(f"{a}.") for a in allowed)}

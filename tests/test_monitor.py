@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -23,13 +22,14 @@ from click.testing import CliRunner
 
 import audit_world as world
 from conftest import free_port
-from hspi import monitor, tracking
-from hspi.audit import conduct
+from hspi import tracking
+from hspi.audits.run import Audit, Request, start
 from hspi.cli import main
 from hspi.client import Endpoint, Retry
 from hspi.errors import ConfigError, EndpointError, HspiError
 from hspi.history import Entry
-from hspi.webhook import checked, notify
+from hspi.monitor import check
+from hspi.monitor.webhook import checked, notify
 from misbehaving import Misbehaving, serving
 
 QUICK = Retry(attempts=3, answers=3, first=0.001, longest=0.02)
@@ -41,27 +41,21 @@ class Watch:
 
     def __init__(self, root: Path, url: str) -> None:
         self.root, self.hour = root, 0
-        self.target = monitor.Target(url, "toy", "0" * 64)
+        self.target = check.Target(url, "toy", "0" * 64)
         self.said: list[str] = []
         self.claims: list[str | None] = []
 
-    def audit(self, folder: Path, claim: str | None) -> Mapping[str, Any]:
+    def audit(self, folder: Path, claim: str | None) -> Audit:
         self.claims.append(claim)
-        made = world.material(self.target.base_url, claim)
-
-        async def inside() -> Any:
-            opened = conduct.open_folder(folder, lambda: made, made.settings)
-            async with Endpoint(self.target.base_url, "", 4, QUICK, deadline=0.8) as endpoint:
-                return (await conduct.audit(opened, endpoint, folder, lambda line: None))[1]
-
-        found: Mapping[str, Any] = asyncio.run(inside()).to_dict()
-        return found
+        supply = world.Supply(world.material(self.target.base_url, claim))
+        endpoint = Endpoint(self.target.base_url, "", 4, QUICK, deadline=0.8)
+        return start(supply.request(), folder, supply=supply, endpoint=endpoint)
 
     def __call__(self, claim: str | None = None, webhook: str | None = None) -> Entry:
         self.hour += 1
         at = datetime(2026, 1, 2, tzinfo=UTC) + timedelta(hours=self.hour)
         audits = self.root / "audits"
-        return monitor.check(
+        return check.check(
             self.target, self.audit, audits, claim=claim, webhook=webhook, say=self.said.append,
             now=lambda: at, store=self.root,
         )  # fmt: skip
@@ -204,17 +198,43 @@ def test_what_a_kill_left_is_gone_on_with_and_what_has_other_options_is_not(stor
         assert watch().folder == "20260102T020000Z"
 
 
-def test_one_monitor_at_a_time_and_a_child_that_outlives_it_counts(tmp_path: Path) -> None:
-    with monitor.alone(tmp_path) as lock:
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[lock])
+def test_one_monitor_at_a_time_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from hspi.monitor.check import alone\n"
+    code += "with alone(Path(sys.argv[1])): print('there', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
-        with pytest.raises(ConfigError, match="one monitor at a time"), monitor.alone(tmp_path):
+        assert other.stdout and other.stdout.readline() == "there\n"
+        with pytest.raises(ConfigError, match="one monitor at a time"), check.alone(tmp_path):
             pass
     finally:
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-    with monitor.alone(tmp_path):
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait()
+    with check.alone(tmp_path):
         pass
+
+
+def test_a_failed_endpoint_is_tried_again_and_a_mistake_is_not(tmp_path: Path) -> None:
+    tried: list[str] = []
+    said: list[str] = []
+
+    def failing(kind: type[HspiError], times: int) -> check.Auditing:
+        def audit(folder: Path, claim: str | None) -> Any:
+            tried.append(kind.__name__)
+            if len(tried) <= times:
+                raise kind("the reason")
+            return "done"
+
+        return audit
+
+    assert check.patient(failing(EndpointError, 2), 2, 0.0, said.append)(tmp_path, None) == "done"
+    assert len(tried) == 3 and [s.split(":")[0] for s in said] == [
+        "trying again in 0 s, 2 times at most", "trying again in 0 s, 1 times at most",
+    ]  # fmt: skip
+    for kind, retries in ((EndpointError, 1), (ConfigError, 5)):
+        tried.clear()
+        with pytest.raises(kind, match="the reason"):
+            check.patient(failing(kind, 9), retries, 0.0, said.append)(tmp_path, None)
+        assert len(tried) == (2 if kind is EndpointError else 1)
 
 
 # ---------------------------------------------------------------- the verb
@@ -229,20 +249,10 @@ def test_the_verb_takes_the_options_of_an_audit_that_make_sense() -> None:
     assert refused.exit_code == 2 and "--weights are needed" in refused.output
 
 
-def test_what_the_audit_s_exit_code_means(tmp_path: Path) -> None:
-    for code, kind in ((4, EndpointError), (2, ConfigError), (70, HspiError), (0, HspiError), (-9, HspiError)):
-        with pytest.raises(kind) as caught:
-            monitor._verdict(code, "the reason", tmp_path)
-        assert type(caught.value) is kind and "the reason" in str(caught.value)
-    (tmp_path / "verdict.json").write_text('{"outcome": "contradicted"}')
-    assert monitor._verdict(1, "", tmp_path) == {"outcome": "contradicted"}
-
-
 @pytest.mark.slow
-def test_a_mistake_in_the_options_is_one_error_and_not_tried_again(tmp_path: Path) -> None:
+def test_a_mistake_in_the_request_is_one_error_and_not_tried_again(tmp_path: Path) -> None:
     said: list[str] = []
-    with monitor.alone(tmp_path) as lock:
-        audit = monitor.by_verb(["--base-url", "http://127.0.0.1:1/v1", "--model", "m"], 1, 0.0, lock, said.append)
-        with pytest.raises(ConfigError, match="--weights are needed"):
-            audit(tmp_path / "a", None)
+    asked = Request(base_url="http://127.0.0.1:1/v1", served="m", weights="llama", claim="torch-bf16", params="no.yaml")
+    with pytest.raises(ConfigError, match=r"no\.yaml"):
+        check.watch(asked, tmp_path / "a", say=said.append, store=tmp_path)
     assert not [line for line in said if line.startswith("trying again")]

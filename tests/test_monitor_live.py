@@ -76,7 +76,9 @@ def test_a_swapped_server_is_an_alert_an_event_and_a_second_audit(smoke: Tree, o
     assert event["resource"]["hspi.before"] == "torch-bf16" and "torch-fp32" in fits
     assert {get(name).dtype for name in fits} == {"fp32"}
     assert again["state"]["type"] == "COMPLETED", again["state"]
-    assert again["parameters"]["options"][:4] == ["--base-url", url, "--model", "llama"]
+    assert {n: again["parameters"][n] for n in ("base_url", "model", "weights")} == {
+        "base_url": url, "model": "llama", "weights": "llama",
+    }  # fmt: skip
     assert f"history-{first['history']}" in {a["key"] for a in artifacts}
 
     shown = json.loads(smoke.run("hspi", "history", "--base-url", url, "--model", "llama", "--json"))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ast
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from test_imports import FILES, PACKAGE, imports, in_checking_of_types
+from test_imports import MODULES, PACKAGE, imported
 
 ROOT = PACKAGE.parent.parent
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -28,14 +26,6 @@ NO_DEPENDENCY = {
 RECORDERS = {"tracking": ["tune", "train"]}
 
 
-def module_of(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(["hspi", *parts]).removesuffix(".__init__")
-
-
-MODULES = {module_of(path): path for path in FILES}
-
-
 def room_of(module: str) -> str:
     return module.split(".")[1] if "." in module else "__init__"
 
@@ -45,19 +35,6 @@ def known(dotted: str) -> list[str]:
     parts = dotted.split(".")
     names = [".".join(parts[: i + 1]) for i in range(len(parts))]
     return [name for name in names if name in MODULES] if parts[0] == "hspi" else []
-
-
-@cache
-def imported(path: Path) -> frozenset[str]:
-    return frozenset(m for dotted in members(path) for m in known(dotted))
-
-
-def members(path: Path) -> list[str]:
-    """`from hspi.a import b` as hspi.a.b too, for b may be a module."""
-    tree = ast.parse(path.read_text("utf-8"))
-    unused = in_checking_of_types(tree)
-    nodes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and id(n) not in unused]
-    return [*imports(path), *(f"{n.module}.{a.name}" for n in nodes for a in n.names)]
 
 
 def used_by(stage: str) -> set[str]:

@@ -168,12 +168,3 @@ def _rescore() -> Callable[[Path], dict[str, float]]:
         return rescore.benches_of(features_of.load(FEATURES), params.load().evaluation.seed)
 
     return lambda folder: rescore.score_detector(folder, benches())
-
-
-def test_probes(probes: list[tuple[str, int]], library: Any, seed: int) -> list[int]:
-    """Of these probes, those that neither trained nor calibrated: indices into `probes`."""
-    from hspi.splits import split_probes
-
-    split = split_probes(library.probes, seed)
-    held_out = {library.probes[i] for i in split.test}
-    return [i for i, probe in enumerate(probes) if probe in held_out]

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from hspi import __version__
-from hspi.cli import audit, catalogue, judging, monitor, signatures, stages
+from hspi.cli import audit, catalogue, monitor, signatures, stages, verdict
 from hspi.errors import HspiError
 from hspi.quiet import be_quiet
 
@@ -49,6 +49,6 @@ def main() -> None:
     """
 
 
-for module in (catalogue, signatures, stages, judging, audit, monitor):
+for module in (catalogue, signatures, stages, verdict, audit, monitor):
     for command in module.COMMANDS:
         main.add_command(command)

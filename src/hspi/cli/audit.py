@@ -11,13 +11,9 @@ import click
 from hspi.cli.common import json_option, params_option
 
 if TYPE_CHECKING:
-    from hspi.audit.material import Material, Settings
-    from hspi.audit.plan import Plan
-    from hspi.verdict import Verdict
+    from hspi.audits.run import Audit, Request
 
-DISCOVERY_TOKENS = 4
-STORE, KEPT = Path("data/signatures"), Path(".cache/audit")
-CACHE, SCORES, REFERENCES = KEPT / "signatures", KEPT / "scores", KEPT / "references"
+DISCOVERY_TOKENS = 4  # as `hspi.audits.run` has it, whose import takes a second
 
 
 @click.command()
@@ -54,7 +50,7 @@ def serve(platform_id: str, model: str, host: str, port: int, max_batch: int, se
 @click.option("--order", type=click.IntRange(0), default=0, show_default=True,
               help="Draws the order of the probes; take another for another audit of the same endpoint.")  # fmt: skip
 @click.option("--candidates", default="store,emulated", show_default=True, help="Some of local,store,emulated.")
-@click.option("--detector", type=click.Path(path_type=Path), help="Detector folder. Default: champion, else the last.")
+@click.option("--detector", type=click.Path(path_type=Path), help="Its folder. Default: champion, else the last.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the evidence.")
 @click.option("--replay", "replayed", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
               help="Score a finished audit again, offline.")  # fmt: skip
@@ -87,121 +83,47 @@ def audit(
       hspi audit --base-url http://127.0.0.1:8000/v1 --model llama --weights llama --claim torch-bf16
       hspi audit --replay audits/llama-torch-bf16
     """
-    from hspi.audit import conduct
+    from hspi.audits import run
 
     def say(line: str) -> None:
         click.echo(line, err=as_json)
 
     if replayed is not None:
-        plan, found = conduct.replay(replayed, say)
-        _finish(ctx, replayed, plan, found, as_json, open_html)
+        _finish(ctx, run.rescore(replayed, say), as_json, open_html)
         return
-    if not base_url or not served or not weights:
-        raise click.UsageError("--base-url (or OPENAI_BASE_URL), --model and --weights are needed")
-    if options["claim"] and options["claim_format"]:
-        raise click.UsageError("--claim and --claim-format must not be given together")
-    said = options["claim"] or options["claim_format"]
-    folder = out or Path("audits") / "-".join(filter(None, [_plain(served), said]))
-    plan, conclusion = _live(base_url, served, weights, folder, dry_run, say, options)
-    if conclusion is None:
+    request = request_of(base_url, served, weights, options)
+    found = run.start(request, out, say=say, dry_run=dry_run)
+    if found.verdict is None:
         if as_json:
-            click.echo(json.dumps(plan.to_dict(), indent=1, sort_keys=True))
+            click.echo(json.dumps(found.plan.to_dict(), indent=1, sort_keys=True))
         return
     if not no_mlflow:
         from hspi import tracking
 
-        tracking.log_audit(folder)
-    _finish(ctx, folder, plan, conclusion, as_json, open_html)
+        tracking.log_audit(found.folder)
+    _finish(ctx, found, as_json, open_html)
 
 
-def _live(
-    base_url: str, served: str, weights: str, folder: Path, dry_run: bool, say: Any, options: dict[str, Any]
-) -> tuple[Plan, Verdict | None]:
-    import asyncio
-    import functools
-    import os
-    import tempfile
+def request_of(base_url: str | None, served: str | None, weights: str | None, options: dict[str, Any]) -> Request:
+    """The request that the options of `hspi audit` make."""
+    from hspi.audits.run import Request
 
-    from hspi import zoo
-    from hspi.audit import conduct, formats
-    from hspi.client import Endpoint
-
-    endpoint = Endpoint(base_url, os.environ.get("OPENAI_API_KEY", ""), options["concurrency"])
-    settings, material = _material(base_url, served, weights, options, say)
-    refer = functools.partial(formats.refer, zoo.resolve(weights), cache=REFERENCES)
-
-    async def run(where: Path) -> tuple[Plan, Verdict | None]:
-        opened = conduct.open_folder(where, material, settings)
-        async with endpoint:
-            return await conduct.audit(opened, endpoint, where, say, dry_run=dry_run, cache=SCORES, refer=refer)
-
-    if not dry_run:
-        return asyncio.run(run(folder))
-    with tempfile.TemporaryDirectory() as scratch:
-        return asyncio.run(run(Path(scratch)))
+    if not base_url or not served or not weights:
+        raise click.UsageError("--base-url (or OPENAI_BASE_URL), --model and --weights are needed")
+    named = {"params" if name == "params_file" else name: value for name, value in options.items()}
+    return Request(base_url=base_url, served=served, weights=weights, **named)
 
 
-def _material(base_url: str, served: str, weights: str, options: dict[str, Any], say: Any) -> tuple[Settings, Any]:
-    """Settings, and a function that makes the material; the detector is opened by that alone."""
-    from hspi import params, zoo
-    from hspi.audit import candidates, material
-    from hspi.client import shown_url
-
-    p = params.load(options["params_file"])
-    ref = zoo.resolve(weights)
-    kinds = candidates.parse_kinds(options["candidates"])
-    settings = material.Settings(
-        base_url=shown_url(base_url),
-        served=served,
-        model=candidates.known_as(ref),
-        weights_hash=ref.weights_hash,
-        claim=options["claim"],
-        alpha=options["alpha"],
-        budget=_budget(options, p.probes.length),
-        price=options["price"],
-        window=options["concurrency"] * 3 // 2 + 1,  # so that one slow answer leaves no slot idle
-        candidates=list(kinds),
-        seed=p.evaluation.seed,
-        order=options["order"],
-        claim_format=options["claim_format"],
-    )
-
-    def make() -> Material:
-        from hspi import judging
-
-        detector = judging.load_detector(options["detector"])
-        full, _ = candidates.gather(
-            detector, ref, kinds, p, STORE, CACHE, say, claim=settings.claim, params_file=options["params_file"]
-        )
-        return material.prepare(settings, full, [p.probes.spec(s) for s in p.probes.sets], ref)
-
-    return settings, make
-
-
-def _budget(options: dict[str, Any], length: int) -> int:
-    """Output tokens that probes may take, what discovery needs set aside."""
-    budget = options["max_tokens"] or 10**9
-    if options["max_cost"] is not None:
-        if options["price"] is None:
-            raise click.UsageError("--max-cost needs --price")
-        budget = min(budget, int(options["max_cost"] * 1e6 / options["price"] / (length + 1)))
-    if budget <= DISCOVERY_TOKENS:
-        raise click.UsageError(f"the budget must allow more than {DISCOVERY_TOKENS} tokens, but it allows {budget}")
-    return int(budget - DISCOVERY_TOKENS)
-
-
-def _plain(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip(".") or "model"
-
-
-def _finish(ctx: click.Context, folder: Path, plan: Plan, found: Verdict, as_json: bool, open_html: bool) -> None:
+def _finish(ctx: click.Context, found: Audit, as_json: bool, open_html: bool) -> None:
+    verdict, folder = found.verdict, found.folder
+    assert verdict is not None
     if as_json:
-        click.echo(json.dumps({**found.to_dict(), "folder": str(folder)}, indent=1))
+        click.echo(json.dumps({**verdict.to_dict(), "folder": str(folder)}, indent=1))
     else:
-        for line in found.lines():
+        for line in verdict.lines():
             click.echo(line)
-        click.echo(f"bundle        {folder}" + (f"  (report: {folder / 'report.html'})" if open_html else ""))
-    ctx.exit(found.exit_code)
+        click.echo(f"folder        {folder}" + (f"  (report: {folder / 'report.html'})" if open_html else ""))
+    ctx.exit(verdict.exit_code)
 
 
 COMMANDS = (serve, audit)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hspi.cli.audit import audit
+from hspi.cli.audit import audit, request_of
 from hspi.cli.common import json_option, show
 
 OF_ONE_AUDIT = {"out", "replayed", "dry_run", "open_html", "no_mlflow", "as_json"}  # options that make no sense here
@@ -22,7 +21,6 @@ def monitor(
     base_url: str | None,
     served: str | None,
     weights: str | None,
-    claim: str | None,
     root: Path | None,
     retries: int,
     retry_delay: float,
@@ -41,42 +39,16 @@ def monitor(
     \b
     Example:  hspi monitor --base-url http://127.0.0.1:8000/v1 --model llama --weights llama --alpha 0.0001
     """
-    from hspi import monitor as monitoring
-    from hspi import zoo
-    from hspi.client import shown_url
-    from hspi.webhook import checked
-
-    if not base_url or not served or not weights:
-        raise click.UsageError("--base-url (or OPENAI_BASE_URL), --model and --weights are needed")
-    target = monitoring.Target(shown_url(base_url), served, zoo.resolve(weights).weights_hash)
-    root = root or Path("audits") / "monitor" / target.key
+    from hspi.monitor.check import watch
 
     def say(line: str) -> None:
         click.echo(line, err=print_json)
 
-    with monitoring.alone(root) as lock:
-        run = monitoring.by_verb(_words(ctx), retries, retry_delay, lock, say)
-        url = checked(webhook) if webhook else None
-        entry = monitoring.check(
-            target, run, root, claim=claim, claim_before=not options["claim_format"], alpha=options["alpha"],
-            webhook=url, say=say,
-        )  # fmt: skip
+    request = request_of(base_url, served, weights, options)
+    found = watch(request, root, retries=retries, delay=retry_delay, webhook=webhook, say=say)
     if print_json:
-        about = {"history": target.key, **target.about, "weights_id": weights, "path": str(root / entry.folder)}
-        click.echo(json.dumps({**about, **entry.to_dict()}, indent=1))
-    ctx.exit(entry.exit_code)
-
-
-def _words(ctx: click.Context) -> list[str]:
-    """The options for `hspi audit`, as they were given or by default. The claim is the monitor's to choose."""
-    words: list[str] = []
-    for parameter in AUDIT_OPTIONS:
-        value = ctx.params.get(parameter.name or "")
-        if parameter.name == "claim" or value is None or value is False:
-            continue
-        values: Sequence[Any] = value if isinstance(value, tuple) else [value]
-        words += [parameter.opts[0]] if value is True else [w for v in values for w in (parameter.opts[0], str(v))]
-    return words
+        click.echo(json.dumps(found.to_dict(), indent=1))
+    ctx.exit(found.entry.exit_code)
 
 
 def _monitor_command() -> click.Command:
@@ -111,7 +83,7 @@ def history(base_url: str | None, served: str | None, plot: Path | None, as_json
     """
     from hspi import tracking
     from hspi.client import shown_url
-    from hspi.report import history as drawing
+    from hspi.monitor import picture as drawing
 
     about = {"endpoint": shown_url(base_url) if base_url else None, "served": served}
     wanted = {name: value for name, value in about.items() if value}

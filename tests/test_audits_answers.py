@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hspi.audit.answers import UNKNOWN_ID, Names, decimals, read_answer
+from hspi.audits.answers import UNKNOWN_ID, Names, decimals, read_answer
 
 NAMES = Names(["a", "b", "c", "same", "same", " d"])
 

@@ -6,8 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hspi.audit.material import Material
-from hspi.audit.plan import Plan
+from hspi.audits.material import Material
+from hspi.audits.plan import Plan
 from hspi.files import write_text
 from hspi.report.html import page
 from hspi.verdict import Verdict
@@ -21,11 +21,12 @@ td,th{padding:.25rem .6rem;overflow-wrap:anywhere}th{color:inherit;border-color:
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def write(path: Path, plan: Plan, found: Verdict, material: Material) -> None:
-    write_text(path, html(plan, found, material))
+def write(path: Path, plan: Plan, found: Verdict, material: Material, limits: str) -> None:
+    write_text(path, html(plan, found, material, limits))
 
 
-def html(plan: Plan, found: Verdict, material: Material) -> str:
+def html(plan: Plan, found: Verdict, material: Material, limits: str) -> str:
+    """limits: what the level can tell, a sentence or two."""
     settings = material.settings
     kind = found.outcome if found.outcome.isalpha() else ""
     claim = [
@@ -52,17 +53,17 @@ def html(plan: Plan, found: Verdict, material: Material) -> str:
         _evidence(found, material),
         _formats(found),
         "<h2>Level, plan and use</h2>",
-        _table(_use(plan, found)),
+        _table(_use(plan, found, limits)),
         "<h2>Versions</h2>",
         _table(sorted(material.facts.items())),
     ]
     return page(f"hspi audit: {found.outcome}", "\n".join(body), style=_STYLE, policy=_POLICY)
 
 
-def _use(plan: Plan, found: Verdict) -> list[tuple[str, Any]]:
+def _use(plan: Plan, found: Verdict, limits: str) -> list[tuple[str, Any]]:
     return [
         ("level of evidence", f"{plan.level}: {plan.why}"),
-        ("what it can tell", LIMITS[kind_of(plan)]),
+        ("what it can tell", limits),
         ("candidates", f"{plan.candidates} platforms in {plan.classes} classes"),
         ("asked at most", f"{len(plan.probes)} questions of one token"),
         ("used", f"{found.requests} requests, {found.prompt_tokens} + {found.output_tokens} tokens"),
@@ -82,25 +83,6 @@ def _factors(found: Verdict) -> str:
         return ""
     rows = [(factor, f"claimed {said}, answers like {other}") for factor, (said, other) in found.failed_factors.items()]
     return "<h2>What the claim fails on</h2>" + _table(list(rows))
-
-
-LIMITS = {
-    "replay": "Every class whose signatures are among the candidates. A claim falls wrongly with probability alpha at "
-    "most, whenever the audit stops, if the endpoint batches no worse than the settings that were collected.",
-    "replay, rounded": "As replay, less what rounding takes away: platforms that differ by less than the last decimal "
-    "stay together. A claim falls only where another candidate's answers fit.",
-    "text": "Little: formats that swap the two best tokens at near-ties. The same bound on false alarms as replay. A "
-    "claim falls only where another candidate's answers fit.",
-    "residual": "The number format of the weights' rounding, not the platform. No bound alpha holds here: the rule "
-    "speaks where disjoint parts of the answers agree, and made no false accusation on models left out of training.",
-    "distribution": "Nothing that is concluded; a lean alone.",
-    "none": "Nothing.",
-}
-
-
-def kind_of(plan: Plan) -> str:
-    """The key of LIMITS."""
-    return plan.level.partition(" to ")[0]
 
 
 def _evidence(found: Verdict, material: Material) -> str:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from hspi.audit.discovery import Capabilities
-from hspi.audit.formats import PROBES
-from hspi.audit.levels import Level
-from hspi.audit.material import Material, Probe
-from hspi.audit.scoring import Scorer
-from hspi.audit.sequential import crossing
+from hspi.audits.discovery import Capabilities
+from hspi.audits.levels.scorer import Scorer
+from hspi.audits.material import Material, Probe
+from hspi.audits.sequential import crossing
 
 SET_ASIDE = 4  # output tokens that a budget keeps for discovery
 
@@ -47,7 +44,7 @@ class Plan:
                 f", {'repeats itself' if cap.repeatable else 'does not repeat itself'}"
                 f", {'echoes' if cap.echo else 'no echo'}"] if cap.form else []  # fmt: skip
         out = [*told, f"level         {self.level}: {self.why}"]
-        if self.level != "none":
+        if self.sequential or self.probes:
             often = "it stops when the evidence suffices" if self.sequential else "all are asked"
             if self.sequential:
                 out.append(f"candidates    {self.candidates} platforms in {self.classes} classes")
@@ -61,22 +58,25 @@ class Plan:
         return out
 
 
-def make_plan(material: Material, cap: Capabilities, level: Level, scorer: Scorer | None) -> Plan:
-    """`scorer` is None where the level tests no candidates one answer at a time."""
+def make_plan(
+    material: Material, cap: Capabilities, level: str, why: str, most: int | None, scorer: Scorer | None
+) -> Plan:
+    """most: probes asked at most, None for all that there are; `scorer` is None where the level tests no candidates one
+    answer at a time.
+    """
     asked = [p for p in material.probes if cap.form is not None and (cap.form.ids or p.exact)]
     if scorer is not None:
         at = {p: i for i, p in enumerate(scorer.data.probes)}
         asked = [p for p in asked if scorer.asks(at[p.set, p.id])]
-    most = {"none": 0, "residual": PROBES, "distribution": PROBES}.get(level.kind, len(asked))
     left = material.settings.budget - max(0, cap.tokens - SET_ASIDE)
-    asked = asked[: max(0, min(most, left))]
+    asked = asked[: max(0, left if most is None else min(most, left))]
     prompt = sum(len(p.ids) + max(cap.extra_tokens or 0, 0) for p in asked)
     price = material.settings.price
     nearest, power = (None, None) if scorer is None else expected_power(material, scorer)
     told = material.told
     return Plan(
-        level.name,
-        level.why,
+        level,
+        why,
         asked,
         prompt,
         len(asked),
@@ -85,7 +85,7 @@ def make_plan(material: Material, cap: Capabilities, level: Level, scorer: Score
         power,
         0 if told is None else len(told.platform_ids),
         0 if told is None else told.count,
-        level.sequential,
+        scorer is not None,
         cap,
     )
 
@@ -114,7 +114,3 @@ def _tokens(scorer: Scorer, served: int, claimed: int, members: Any, material: M
         return None
     process = scorer.processes(scorer.views(scorer.own(served, setting, at), at, members))[claimed]
     return crossing(process, material.settings.alpha)
-
-
-def names_of(probes: Sequence[Probe]) -> list[str]:
-    return [f"{p.set}-{p.id}" for p in probes]

@@ -2,7 +2,7 @@
 
 Hypotheses are (platform, setting): the library is read without that setting, for the endpoint's answers and for the
 platform's own alike, so that both are exchangeable when the hypothesis is true (`sequential`). What a score is, the
-level of evidence decides: `verified` asks the pair verifier, `agreement` counts what is alike.
+level of evidence decides: `replay` asks the pair verifier, `agreement` counts what is alike.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from hspi.audit.sequential import Martingales, log_mean
+from hspi.audits.sequential import Martingales, log_mean
 from hspi.detectors.detector import Detector
 from hspi.detectors.virtual_families import Families
 from hspi.evidence.aligned import Aligned
@@ -38,7 +38,6 @@ class Scorer(ABC):
     A subclass says how an answer is read, compared and scored.
     """
 
-    level: ClassVar[str]
     bets: ClassVar[type[Martingales]] = Martingales
     calibrated: ClassVar[bool] = True  # whether a detector knows when nobody fits: a claim may then fall all the same
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hspi.audit.answers import Answer, Names, decimals, read_answer, read_text
+from hspi.audits.answers import Answer, Names, decimals, read_answer, read_text
 from hspi.client import Invalid, Question, Refused, Reply, Route
 from hspi.errors import EndpointError
 

@@ -8,7 +8,7 @@ import pytest
 
 from hspi import tracking
 from misbehaving import Misbehaving, serving
-from test_audit_conduct import KEY, audit
+from test_audits_run import KEY, audit
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import audit_world as world
-from hspi.audit.candidates import _signatures, as_served, parse_kinds
-from hspi.audit.scoring import nearest_rivals
-from hspi.audit.verified import Replay
+from hspi.audits.candidates import _signatures, as_served, parse_kinds
+from hspi.audits.levels.replay import ReplayScorer
+from hspi.audits.levels.scorer import nearest_rivals
 from hspi.errors import ConfigError, DataError
 from hspi.params import SetSize, load
 from hspi.platforms.record import Nuisance, Platform
@@ -37,7 +37,7 @@ def test_a_platform_with_one_setting_is_no_hypothesis() -> None:
     raw, logprobs = data.raw.copy(), data.logprobs.copy()
     raw[at, 1:], logprobs[at, 1:] = np.nan, np.nan
     lonely = detector.with_library(replace(detector.library("toy"), data=replace(data, raw=raw, logprobs=logprobs)))
-    scorer = Replay.of(lonely, "toy", 20, world.SEED)
+    scorer = ReplayScorer.of(lonely, "toy", 20, world.SEED)
     assert np.isnan(scorer._calibration[:, at]).all()
     assert np.isfinite(scorer._calibration[:, [i for i in range(6) if i != at]]).all()
 

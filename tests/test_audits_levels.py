@@ -15,9 +15,9 @@ from click.testing import CliRunner
 import audit_world as world
 from conftest import Tree, free_port
 from hspi import zoo
-from hspi.audit import material
-from hspi.audit.agreement import NEAR_TIE, Rounded, Symbols, Text, near_ties
-from hspi.audit.format_verdict import FEWEST, said_of
+from hspi.audits import folder as folders
+from hspi.audits.levels.agreement import NEAR_TIE, RoundedScorer, Symbols, TextScorer, near_ties
+from hspi.audits.levels.residual import FEWEST, said_of
 from hspi.cli import main
 from hspi.detectors.number_format import Formats
 from hspi.evidence.observation import Observation
@@ -54,9 +54,9 @@ def test_honest_platforms_are_hardly_ever_excluded_at_lesser_levels(kind: str) -
     """Every platform under settings that no signature has, on many orders of the probes."""
     detector, alarms, audits = world.detector(), 0, 0
     if kind == "text":
-        scorer: Any = Text(detector, "toy", world.SEED, Symbols(TEXTS), EVERY)
+        scorer: Any = TextScorer(detector, "toy", world.SEED, Symbols(TEXTS), EVERY)
     else:
-        scorer = Rounded(detector, "toy", 20, world.SEED, int(kind[-1]), EVERY)
+        scorer = RoundedScorer(detector, "toy", 20, world.SEED, int(kind[-1]), EVERY)
     rng = np.random.default_rng(0)
     for label, name in enumerate(scorer.told.platform_ids):
         for setting in range(30, 38):
@@ -154,7 +154,7 @@ def test_levels_on_a_real_server(smoke: Tree, behind: str, tmp_path: Path, monke
 
     first = audit(behind, tmp_path / "local", "--claim", here, *local)
     assert f"collecting {here}" in first["told"] and first["level"] == "replay"
-    own = material.load(tmp_path / "local").detector.library("llama").class_of(here)[0]  # its class, as measured here
+    own = folders.load(tmp_path / "local").detector.library("llama").class_of(here)[0]  # its class, as measured here
     assert own in first["set_at"] and first["outcome"] in ("consistent", "inconclusive")
     lie = audit(behind, tmp_path / "lie", "--claim", "torch-fp32", *local)
     assert "collecting" not in lie["told"] and lie["outcome"] == "contradicted" and here in lie["members"]

@@ -1,20 +1,33 @@
-"""The answers of an audit as they come, and the finished evidence: a folder whose every byte is accounted for."""
+"""An audit's folder: what it brought along, the answers as they come, and at the end the finished evidence, of which
+every byte is accounted for.
+
+What it brings along is written before the first question, so that the same command goes on after a kill, and scoring it
+again needs neither weights, tokenizer nor registry.
+"""
 
 from __future__ import annotations
 
 import json
+import lzma
+import tempfile
+import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from hspi.audits.material import Material, Probe, Settings
 from hspi.client import Endpoint, Invalid, Question, Refused, Reply, parse
-from hspi.errors import DataError
-from hspi.files import digest, to_json, write_json, write_text
+from hspi.detectors.detector import Detector
+from hspi.errors import ConfigError, DataError
+from hspi.files import digest, read_json, to_json, whole, write_json, write_text
 
 JOURNAL = "answers.journal"
 ANSWERS = "answers.jsonl"
 MANIFEST = "manifest.json"
+DETECTOR = "detector.zip"
+READY = "ready"  # stands once the material is whole
+MOST = 4 << 30  # bytes that a detector may unpack to
 
 Row = dict[str, Any]
 
@@ -98,6 +111,86 @@ def _read_rows(path: Path, torn: bool) -> list[Row]:
                 break
             raise DataError(f"{path} must hold a record on each line, but: {error}") from error
     return rows
+
+
+# ---------------------------------------------------------------- what it brings along
+
+
+def open_folder(folder: Path, material: Callable[[], Material], settings: Settings) -> Material:
+    """The material in the folder if it is of these settings, else that of `material`, saved there.
+
+    Raises ConfigError if the folder holds another audit, DataError if a sealed one was changed.
+    """
+    if is_sealed(folder):
+        check_seal(folder)
+    if (folder / "settings.json").exists():
+        found = read_settings(folder)
+        if found != settings:
+            raise ConfigError(f"{folder} must hold no other audit, but it holds one of {found.served!r}: name another")
+        if (folder / READY).exists():
+            return load(folder)
+    elif folder.exists() and any(not f.name.endswith(".tmp") for f in folder.iterdir()):
+        raise ConfigError(f"{folder} must be empty or hold this audit, but it does not")
+    made = material()
+    save(made, folder)
+    write_text(folder / READY, "")
+    return load(folder)
+
+
+def save(material: Material, folder: Path) -> None:
+    write_json(folder / "settings.json", asdict(material.settings))
+    write_json(folder / "facts.json", material.facts)
+    asked: dict[str, Any] = {name: [asdict(p) for p in getattr(material, name)] for name in ("probes", "warm_up")}
+    asked |= {name: getattr(material, name) for name in ("special", "inexact", "weights")}
+    write_json(folder / "probes.json", asked)
+    write_json(folder / "vocabulary.json", material.vocabulary)
+    with tempfile.TemporaryDirectory() as scratch:
+        material.detector.save(Path(scratch) / "detector")
+        pack(Path(scratch) / "detector", folder / DETECTOR)
+
+
+def load(folder: Path) -> Material:
+    """Raises DataError if the folder is not one that `save` wrote."""
+    settings = read_settings(folder)
+    try:
+        asked = read_json(folder / "probes.json")
+        groups = {name: [Probe(**p) for p in asked[name]] for name in ("probes", "warm_up")}
+        more = {name: asked[name] for name in ("special", "inexact", "weights")}
+        vocabulary, facts = read_json(folder / "vocabulary.json"), read_json(folder / "facts.json")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{folder} must hold an audit, but: {error}") from error
+    with tempfile.TemporaryDirectory() as scratch:
+        unpack(folder / DETECTOR, Path(scratch) / "detector")
+        detector = Detector.load(Path(scratch) / "detector")
+    return Material(settings, detector, groups["probes"], groups["warm_up"], vocabulary, facts, **more)
+
+
+def pack(source: Path, target: Path) -> None:
+    """Every file of a folder into a zip file: the same files give the same bytes."""
+    with whole(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for path in sorted(p for p in source.rglob("*") if p.is_file()):
+            entry = zipfile.ZipInfo(str(path.relative_to(source)))  # dated 1980
+            entry.compress_type = zipfile.ZIP_LZMA  # its window is wide enough to see that settings repeat each other
+            archive.writestr(entry, path.read_bytes())
+
+
+def unpack(source: Path, target: Path) -> None:
+    """Raises DataError if the file is no zip file, or holds more than any detector does."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+            if size > MOST:
+                raise DataError(f"{source} must hold at most {MOST} bytes, but it holds {size}")
+            archive.extractall(target)
+    except (OSError, zipfile.BadZipFile, lzma.LZMAError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{source} must hold a detector, but: {error}") from error
+
+
+def read_settings(folder: Path) -> Settings:
+    try:
+        return Settings(**read_json(folder / "settings.json"))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{folder} must hold an audit, but: {error}") from error
 
 
 # ---------------------------------------------------------------- the manifest

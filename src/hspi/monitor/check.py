@@ -7,30 +7,29 @@ with the next run rather than never.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from hspi import history, tracking
-from hspi.errors import ConfigError, EndpointError, HspiError
+from hspi import history, tracking, zoo
+from hspi.audits import run
+from hspi.audits.run import Audit, Request, Say, silent
+from hspi.client import shown_url
+from hspi.errors import ConfigError, EndpointError, Exit, HspiError
 from hspi.history import FAILED, Entry, State
+from hspi.monitor.webhook import checked, notify
 from hspi.verdict import UNKNOWN
-from hspi.webhook import notify
 
 STAMP = "%Y%m%dT%H%M%SZ"
 GO_ON = timedelta(hours=1)  # what a kill left unfinished before that stays as it is: its answers are of another time
-Say = Callable[[str], object]
 
-Audit = Callable[[Path, str | None], Mapping[str, Any]]
-"""(folder, claim) → the verdict, sealed in the folder; raises EndpointError, and ConfigError where the claim is no
+Auditing = Callable[[Path, str | None], Audit]
+"""(folder, claim) → the audit, sealed in the folder; raises EndpointError, and ConfigError where the claim is no
 candidate or the folder another audit's."""
 
 
@@ -53,7 +52,7 @@ class Target:
 
 def check(
     target: Target,
-    audit: Audit,
+    audit: Auditing,
     root: Path,
     *,
     claim: str | None = None,
@@ -106,41 +105,44 @@ def payload(target: Target, entry: Entry) -> dict[str, Any]:
 
 
 def _audited(
-    audit: Audit, folders: Sequence[Path], claims: Sequence[str | None], alpha: float
+    audit: Auditing, folders: Sequence[Path], claims: Sequence[str | None], alpha: float
 ) -> tuple[Path, Entry, list[str]]:
     """(folder, entry, candidates) of the first folder and claim that the audit takes."""
-    refused: ConfigError | None = None
+    refused: HspiError | None = None
     for folder in folders:
         for claim in claims:
             started = datetime.strptime(folder.name, STAMP).isoformat() + "+00:00"
             entry = Entry(started, folder.name, FAILED, alpha=alpha, claim=claim)
             try:
-                verdict = audit(folder, claim)
+                found = audit(folder, claim)
             except EndpointError as error:
                 return folder, replace(entry, why=str(error)), []
-            except ConfigError as error:
+            except HspiError as error:
+                if error.exit_code != Exit.MISUSED:
+                    raise
                 refused = error
                 continue
-            return (folder, *_concluded(entry, folder, verdict))
+            return (folder, *_concluded(entry, found))
     raise refused or ConfigError("an audit must have a folder")
 
 
-def _concluded(entry: Entry, folder: Path, verdict: Mapping[str, Any]) -> tuple[Entry, list[str]]:
-    from hspi.audit import material
+SAID = ("outcome", "answer", "why", "claim_p_value", "level", "cost")
+COUNTED = ("requests", "prompt_tokens", "output_tokens", "unusable")
 
-    made = material.load(folder)
+
+def _concluded(entry: Entry, found: Audit) -> tuple[Entry, list[str]]:
+    made, verdict = found.material, found.verdict
+    assert verdict is not None, "not a dry run"
     told = made.told
     known = list(told.platform_ids) if told else []
-    names = ("outcome", "answer", "why", "claim_p_value", "level", "cost")
-    counts = ("requests", "prompt_tokens", "output_tokens", "unusable")
-    said = {n: verdict.get(n) for n in names} | {n: verdict.get(n) or 0 for n in counts}
+    said: dict[str, Any] = {n: getattr(verdict, n) for n in (*SAID, *COUNTED)}
     entry = replace(entry, alpha=made.settings.alpha, claim=made.settings.claim, **said)
     if (only := made.settings.claim_format) and entry.conclusive:  # then the format is all the class there is
         name = f"number format {only}" if entry.outcome == "consistent" else UNKNOWN
         return replace(entry, answer=name, fits=(name,)), [f"number format {only}"]
     if not entry.conclusive:
         return entry, known
-    fits = [m for c in verdict["set_at"] for m in (told.members_of(c) if told else [c])]
+    fits = [m for c in verdict.set_at for m in (told.members_of(c) if told else [c])]
     return replace(entry, fits=tuple(fits)), known
 
 
@@ -170,7 +172,7 @@ def _picture(run_id: str, target: Target, entries: Sequence[Entry], store: str |
     """The history so far beside the newest run's evidence."""
     import tempfile
 
-    from hspi.report import history as drawing
+    from hspi.monitor import picture as drawing
 
     with tempfile.TemporaryDirectory() as scratch:
         paths = [Path(scratch) / name for name in ("history.png", "history.html")]
@@ -179,42 +181,30 @@ def _picture(run_id: str, target: Target, entries: Sequence[Entry], store: str |
         tracking.attach(run_id, paths, root=store)
 
 
-# ---------------------------------------------------------------- one at a time, through the verb
+# ---------------------------------------------------------------- one at a time
 
 
 @contextmanager
-def alone(root: Path) -> Iterator[int]:
-    """The only one that works in `root`, children that inherit the descriptor included. Raises ConfigError."""
+def alone(root: Path) -> Iterator[None]:
+    """The only one that works in `root`. Raises ConfigError."""
     root.mkdir(parents=True, exist_ok=True)
     held = os.open(root / ".lock", os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield held
+        yield
     except BlockingIOError as error:
         raise ConfigError(f"{root} must be used by one monitor at a time, but another one works there") from error
     finally:
         os.close(held)
 
 
-def by_verb(options: Sequence[str], retries: int, delay: float, lock: int, say: Say) -> Audit:
-    """Audits by `hspi audit` in a process of its own, `retries` times more where the endpoint fails."""
+def patient(audit: Auditing, retries: int, delay: float, say: Say) -> Auditing:
+    """The same, `retries` times more where the endpoint fails, `delay` seconds between tries."""
 
-    def once(folder: Path, claim: str | None) -> Mapping[str, Any]:
-        command = [sys.executable, "-m", "hspi", "audit", *options, "--out", str(folder), "--json", "--no-mlflow"]
-        command += ["--claim", claim] if claim else []
-        last = ""
-        with subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[lock], text=True, errors="replace"
-        ) as process:
-            for line in process.stderr or ():
-                last = line.strip() if line.startswith("Error: ") else last
-                say(line.rstrip())
-        return _verdict(process.returncode, last.removeprefix("Error: "), folder)
-
-    def audit(folder: Path, claim: str | None) -> Mapping[str, Any]:
+    def again(folder: Path, claim: str | None) -> Audit:
         for left in range(retries, -1, -1):
             try:
-                return once(folder, claim)
+                return audit(folder, claim)
             except EndpointError as error:
                 if not left:
                     raise
@@ -222,16 +212,56 @@ def by_verb(options: Sequence[str], retries: int, delay: float, lock: int, say: 
                 time.sleep(delay)
         raise AssertionError("unreachable")
 
-    return audit
+    return again
 
 
-def _verdict(code: int, error: str, folder: Path) -> Mapping[str, Any]:
-    reason = error or f"it ended with {code}"
-    if code == EndpointError.exit_code:
-        raise EndpointError(reason)
-    if code == ConfigError.exit_code:
-        raise ConfigError(reason)
-    if code not in (0, 1, 3) or not (folder / "verdict.json").exists():
-        raise HspiError(f"`hspi audit` must end with a verdict, but: {reason}")
-    found: Mapping[str, Any] = json.loads((folder / "verdict.json").read_text("utf-8"))
-    return found
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """One more audit of a target, recorded: `path` is the folder of its evidence."""
+
+    target: Target
+    entry: Entry
+    path: Path
+    weights: str
+
+    def to_dict(self) -> dict[str, Any]:
+        about = {"history": self.target.key, **self.target.about, "weights_id": self.weights, "path": str(self.path)}
+        return {**about, **self.entry.to_dict()}
+
+
+def watch(
+    request: Request,
+    root: Path | None = None,
+    *,
+    retries: int = 2,
+    delay: float = 30.0,
+    webhook: str | None = None,
+    say: Say = silent,
+    store: str | Path = ".",
+) -> Watched:
+    """Audit an endpoint once more and hold it against its history in `root` (audits/monitor/KEY). See `check`.
+
+    The request's claim is what is claimed each time; without one it is the class that answered before. A failed
+    endpoint is tried `retries` times more, then recorded. Raises ConfigError where the request cannot be made as it is,
+    or another monitor works in the folder.
+    """
+    target = Target(shown_url(request.base_url), request.served, zoo.resolve(request.weights).weights_hash)
+    root = root or run.AUDITS / "monitor" / target.key
+    url = checked(webhook) if webhook else None
+
+    def audit(folder: Path, claim: str | None) -> Audit:
+        return run.start(replace(request, claim=claim), folder, say=say)
+
+    with alone(root):
+        entry = check(
+            target,
+            patient(audit, retries, delay, say),
+            root,
+            claim=request.claim,
+            claim_before=request.claim_format is None,
+            alpha=request.alpha,
+            webhook=url,
+            say=say,
+            store=store,
+        )
+    return Watched(target, entry, root / entry.folder, request.weights)

@@ -1,4 +1,4 @@
-"""Scores of the levels that see less than exact log-probabilities: the share of an answer that a candidate gives too.
+"""The levels that see less than exact log-probabilities: they count the share of an answer that a candidate gives too.
 
 `Text` knows the greedy token alone and asks at near-ties of the float64 reference, where platforms part; which probes
 those are depends on no platform, so that calibration and audit stay exchangeable. `Rounded` compares log-probabilities
@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from hspi.audit.scoring import Rows, Scorer
-from hspi.audit.sequential import Martingales, SimpleMixture
+from hspi.audits.levels.level import Offer, Sequential
+from hspi.audits.levels.replay import how_asked, replayable
+from hspi.audits.levels.scorer import Rows, Scorer
+from hspi.audits.sequential import Martingales, SimpleMixture
 from hspi.detectors.detector import Detector
 from hspi.evidence.aligned import Aligned, place
 from hspi.evidence.observation import Observation
@@ -29,6 +32,50 @@ NEAR_TIE = 0.6  # nats between the reference's two best; no format was seen to s
 BROKEN = "\ufffd"  # what part of a character decodes to
 
 Bools = npt.NDArray[np.bool_]
+
+
+class Rounded(Sequential):
+    kind: ClassVar[str] = "rounded"
+    limits: ClassVar[str] = (
+        "As replay, less what rounding takes away: platforms that differ by less than the last decimal stay together. "
+        "A claim falls only where another candidate's answers fit."
+    )
+
+    @classmethod
+    def of(cls, offer: Offer) -> Self | None:
+        if not replayable(offer) or offer.cap.decimals is None:
+            return None
+        return cls(offer, f"{offer.numbers}, rounded by the endpoint, on prompts given as {how_asked(offer)}")
+
+    @property
+    def name(self) -> str:
+        return f"replay, rounded to {self.offer.cap.decimals} decimals"
+
+    def make_scorer(self, cache: Path | None) -> Scorer:
+        m, cap = self.material, self.offer.cap
+        assert cap.form is not None and cap.decimals is not None
+        usable = m.usable(cap.form.ids)
+        return RoundedScorer(m.detector, m.settings.model, self.offer.k, m.settings.seed, cap.decimals, usable)
+
+
+class Text(Sequential):
+    kind: ClassVar[str] = "text"
+    limits: ClassVar[str] = (
+        "Little: formats that swap the two best tokens at near-ties. The same bound on false alarms as replay. A claim "
+        "falls only where another candidate's answers fit."
+    )
+
+    @classmethod
+    def of(cls, offer: Offer) -> Self | None:
+        if not offer.text or not offer.cap.greedy or not offer.signatures or offer.context != "":
+            return None
+        return cls(offer, "no log-probabilities come: greedy tokens at near-ties of the reference")
+
+    def make_scorer(self, cache: Path | None) -> Scorer:
+        m = self.material
+        assert self.offer.cap.form is not None
+        symbols, usable = Symbols(m.vocabulary, m.special), m.usable(self.offer.cap.form.ids)
+        return TextScorer(m.detector, m.settings.model, m.settings.seed, symbols, usable)
 
 
 class Agreement(Scorer):
@@ -89,10 +136,8 @@ class Symbols:
         return self._first[plain]
 
 
-class Text(Agreement):
+class TextScorer(Agreement):
     """The answer is a greedy token's symbol; `Observation.ids` holds it, (n, 1)."""
-
-    level: ClassVar[str] = "text"
 
     def __init__(self, detector: Detector, model: str, seed: int, symbols: Symbols, usable: Bools) -> None:
         """usable: (P,), whether a probe can be asked at all."""
@@ -127,14 +172,13 @@ def near_ties(data: Aligned, symbols: Symbols) -> Bools:
     return np.asarray(clear & (data.reference[:, 0] - data.reference[:, 1] <= NEAR_TIE))
 
 
-class Rounded(Agreement):
+class RoundedScorer(Agreement):
     """Log-probabilities of the k likeliest, rounded to `decimals`.
 
     To the nearest, down or towards zero: the endpoint does not say, so whichever of the three agrees best counts on
     each probe, for the candidates' scores on themselves too.
     """
 
-    level: ClassVar[str] = "rounded"
     SHIFTS = (0.0, -0.5, 0.5)  # before rounding to the nearest, in steps; log-probabilities are negative
 
     def __init__(self, detector: Detector, model: str, k: int, seed: int, decimals: int, usable: Bools) -> None:

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hspi.audit.answers import Answer
-from hspi.audit.material import Material, Probe
-from hspi.audit.plan import Plan
-from hspi.audit.scoring import Scorer
+from hspi.audits.answers import Answer
+from hspi.audits.levels.scorer import Scorer
+from hspi.audits.material import Material, Probe
+from hspi.audits.plan import Plan
+from hspi.detectors.virtual_families import Families
 from hspi.evidence.observation import Observation
 from hspi.verdict import UNKNOWN, Verdict
 
+AFTER_CONTRADICTION = 16  # answers more, in the hope of naming what serves instead
+AT_LEAST = 24  # answers before a class may be named, so that what is in no library has time to show
 STRETCH = 24  # answers in a row that are looked at alone, in search of a change of platform
 FITS = np.log(2.0)  # evidence against a class below which it fits a stretch
 TOO_MANY = 0.1  # share of answers that may be unusable before nothing is concluded
@@ -68,11 +71,21 @@ class Findings:
         return Observation(self.seen[0].model, probes, ids, logprobs)
 
 
-def conclude(material: Material, plan: Plan, scorer: Scorer | None, found: Findings) -> Verdict:
-    """At the levels that test candidates. Without a scorer, or an answer, there is nothing to conclude from."""
-    if scorer is None or not found.seen:
-        reason = plan.why if scorer is None else f"no answer was usable ({found.unusable[0]})" if found.unusable else ""
-        return inconclusive(material, plan, found, reason or "no probe was asked", EXACT)
+def enough(found: Findings, told: Families, claim: str | None, alpha: float, parted_at: int | None) -> bool:
+    """Whether no answer more is needed. parted_at: after how many answers one class at most was left, if it was."""
+    t = len(found.processes)
+    if claim is not None:
+        crossed = found.crossed(told.index(claim), alpha)
+        if crossed is not None and t >= crossed + AFTER_CONTRADICTION:
+            return True
+    return parted_at is not None and (bool(found.excluded(alpha).all()) or t >= max(AT_LEAST, 2 * parted_at))
+
+
+def conclude(material: Material, plan: Plan, scorer: Scorer, found: Findings) -> Verdict:
+    """At the levels that test candidates. Without an answer there is nothing to conclude from."""
+    if not found.seen:
+        reason = f"no answer was usable ({found.unusable[0]})" if found.unusable else "no probe was asked"
+        return inconclusive(material, plan, found, reason, EXACT)
     settings, told = material.settings, scorer.told
     judged, posterior, plan_of = scorer.judge(found.together(), settings.alpha)
     out = found.excluded(settings.alpha)

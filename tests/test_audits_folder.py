@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 import audit_world as world
-from hspi.audit import material
-from hspi.audit.material import DETECTOR, pack, unpack
+from hspi.audits import folder
+from hspi.audits.folder import DETECTOR, pack, unpack
 from hspi.errors import DataError
 
 
 def test_what_was_saved_scores_alike_and_takes_a_fraction_of_the_space(tmp_path: Path) -> None:
     made = world.material("http://h")
     for name in ("a", "b"):
-        material.save(made, tmp_path / name)
+        folder.save(made, tmp_path / name)
     assert (tmp_path / "a" / DETECTOR).read_bytes() == (tmp_path / "b" / DETECTOR).read_bytes()
-    found = material.load(tmp_path / "a")
+    found = folder.load(tmp_path / "a")
     ours, theirs = made.detector.library("toy").data, found.detector.library("toy").data
     for name in ("slots", "reference", "logprobs", "rank"):
         assert getattr(ours, name).tobytes() == getattr(theirs, name).tobytes()

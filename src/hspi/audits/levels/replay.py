@@ -1,4 +1,4 @@
-"""Scores of the replay level: what the pair verifier says of exact log-probabilities beside a candidate's own.
+"""The replay level: what the pair verifier says of exact log-probabilities beside a candidate's own.
 
 What candidates score on themselves takes seconds for hundreds of them and depends on the detector and the library
 alone: it is kept in a cache, under a hash of all that it was made from.
@@ -15,7 +15,8 @@ from typing import ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 
-from hspi.audit.scoring import VIEWS, Rows, Scorer
+from hspi.audits.levels.level import Offer, Sequential
+from hspi.audits.levels.scorer import VIEWS, Rows, Scorer
 from hspi.detectors.detector import Detector
 from hspi.detectors.verifier import own_distances, verifier_rows
 from hspi.evidence.aligned import place
@@ -27,13 +28,45 @@ from hspi.splits import ProbeSplit, split_probes
 HALF_WAY = 2 * float(np.log10(2))  # in log10 of squared distances
 VERSION = 1  # raise when the same detector and library would give other scores
 
+
+class Replay(Sequential):
+    kind: ClassVar[str] = "replay"
+    limits: ClassVar[str] = (
+        "Every class whose signatures are among the candidates. A claim falls wrongly with probability alpha at most, "
+        "whenever the audit stops, if the endpoint batches no worse than the settings that were collected."
+    )
+
+    @classmethod
+    def of(cls, offer: Offer) -> Self | None:
+        if not replayable(offer) or offer.cap.decimals is not None:
+            return None
+        return cls(offer, f"{offer.numbers} at full precision on prompts given as {how_asked(offer)}")
+
+    def make_scorer(self, cache: Path | None) -> Scorer:
+        assert self.offer.cap.form is not None
+        detector, s = self.material.detector, self.material.settings
+        usable = self.material.usable(self.offer.cap.form.ids)
+        split = split_probes(detector.library(s.model).data.probes, s.seed)
+        return ReplayScorer(detector, s.model, self.offer.k, split, split.calibrate[usable[split.calibrate]], cache)
+
+
+def replayable(offer: Offer) -> bool:
+    """Whether log-probabilities come on prompts that candidates answered too, and more than a format is claimed."""
+    return bool(offer.top and offer.signatures and offer.context == "" and offer.material.settings.claim_format is None)
+
+
+def how_asked(offer: Offer) -> str:
+    assert offer.cap.form is not None
+    return (
+        "token ids" if offer.cap.form.ids else "text that the tokenizer maps back to the same ids, with nothing added"
+    )
+
+
 Placed = tuple[F32, npt.NDArray[np.uint8]]  # log-probabilities and ranks in the library's slots, (n, K) each
 
 
-class Replay(Scorer):
+class ReplayScorer(Scorer):
     """`cache`: a folder, or None to keep nothing."""
-
-    level: ClassVar[str] = "replay"
 
     def __init__(
         self, detector: Detector, model: str, k: int, split: ProbeSplit, calibrate_on: Rows, cache: Path | None = None

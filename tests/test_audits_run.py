@@ -20,8 +20,10 @@ from pathlib import Path
 import pytest
 
 import audit_world as world
-from hspi.audit import conduct, material, records
-from hspi.audit.material import Material
+from hspi.audits import folder as folders
+from hspi.audits.gathering import in_order
+from hspi.audits.material import Material
+from hspi.audits.run import rescore, start
 from hspi.client import Endpoint, Retry
 from hspi.errors import ConfigError, DataError, EndpointError
 from hspi.evidence.library import Library
@@ -41,14 +43,9 @@ def audit(server: Misbehaving, folder: Path, claim: str | None = "bf16", **more:
 
 
 def run(made: Material, server: Misbehaving, folder: Path) -> Verdict:
-    async def inside() -> Verdict | None:
-        opened = conduct.open_folder(folder, lambda: made, made.settings)
-        deadline = 0.8 if "stall" in server.faults else 60  # a busy machine is no fault, and is not asked again
-        endpoint = Endpoint(server.url, KEY, made.settings.window, QUICK, deadline=deadline, max_body=1 << 20)
-        async with endpoint:
-            return (await conduct.audit(opened, endpoint, folder, lambda line: None))[1]
-
-    found = asyncio.run(inside())
+    supply = world.Supply(made)
+    endpoint = Endpoint(server.url, KEY, made.settings.window, QUICK, deadline=0.8, max_body=1 << 20)
+    found = start(supply.request(), folder, supply=supply, endpoint=endpoint).verdict
     assert found is not None
     return found
 
@@ -63,7 +60,7 @@ PACKED: dict[str, bytes] = {}
 @pytest.fixture(autouse=True)
 def packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same detector is the same archive (test_audit_material), and compressing it is most of an audit's time."""
-    pack = material.pack
+    pack = folders.pack
 
     def remembered(source: Path, target: Path) -> None:
         name = hashlib.sha256(b"".join(contents(source).values())).hexdigest()
@@ -72,7 +69,7 @@ def packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
             PACKED[name] = target.read_bytes()
         target.write_bytes(PACKED[name])
 
-    monkeypatch.setattr(material, "pack", remembered)
+    monkeypatch.setattr(folders, "pack", remembered)
 
 
 # ---------------------------------------------------------------- verdicts
@@ -134,7 +131,7 @@ def test_an_honest_virtual_gpu_is_consistent_whatever_its_plan_and_a_false_claim
         lie = run(material(server.url, "vgpu-h100-bf16-k1"), server, tmp_path / "lie")
     assert (lie.outcome, lie.exit_code, lie.answer) == ("contradicted", 1, family)
     assert lie.failed_factors == {"hardware": ["virtual H100", "virtual A100"]}
-    _, again = conduct.replay(tmp_path / family, lambda line: None)
+    again = rescore(tmp_path / family).verdict
     assert again == true
 
 
@@ -215,11 +212,11 @@ def test_lesser_endpoints_still_reach_a_verdict(lasting: str, tmp_path: Path) ->
 
 def test_false_alarms_over_honest_audits_stay_below_alpha(tmp_path: Path) -> None:
     """Every platform under many settings that no signature has, on other orders of the probes; offline, by scores."""
-    from hspi.audit.verified import Replay
+    from hspi.audits.levels.replay import ReplayScorer
     from hspi.evidence.observation import Observation
     from hspi.signatures import top_k
 
-    scorer, alarms, audits = Replay.of(world.detector(), "toy", 20, world.SEED), 0, 0
+    scorer, alarms, audits = ReplayScorer.of(world.detector(), "toy", 20, world.SEED), 0, 0
     for label, name in enumerate(scorer.told.platform_ids):
         for setting in range(20, 28):
             probes = [p.id for p in world.material("http://h", seed=setting).probes]
@@ -245,7 +242,7 @@ def test_which_jobs_run_does_not_depend_on_their_timing(window: int) -> None:
             return i
 
         jobs = [lambda i=i: job(i) for i in range(40)]
-        return asyncio.run(conduct.in_order(jobs, window, lambda at, found: found == 11)), started
+        return asyncio.run(in_order(jobs, window, lambda at, found: found == 11)), started
 
     first = go(0)
     assert first[0] == list(range(11 + window)) and first[1] == set(first[0])
@@ -263,7 +260,7 @@ def test_in_order_keeps_the_server_busy_and_awaits_what_runs_after_an_error() ->
         return i
 
     with pytest.raises(EndpointError):
-        asyncio.run(conduct.in_order([lambda i=i: job(i) for i in range(9)], 4, lambda at, found: False))
+        asyncio.run(in_order([lambda i=i: job(i) for i in range(9)], 4, lambda at, found: False))
     assert set(finished) == {0, 2, 3, 4}
 
 
@@ -307,7 +304,7 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_bundle_scores_again_to_its_verdict_with_no_server(sealed: Path, tmp_path: Path) -> None:
     shutil.copytree(sealed, tmp_path / "moved")
-    _, found = conduct.replay(tmp_path / "moved", lambda line: None)
+    found = rescore(tmp_path / "moved").verdict
     assert json.loads((sealed / "verdict.json").read_text()) == found.to_dict()
 
 
@@ -315,7 +312,7 @@ def test_a_bundle_scores_again_to_its_verdict_with_no_server(sealed: Path, tmp_p
 def test_an_audit_that_an_earlier_version_sealed_scores_to_its_verdict_still(name: str) -> None:
     """Made at 5e62fb1 (2026-11-24) by `audit` of this file, with the detector of that version inside."""
     folder = GOLDEN / name
-    _, found = conduct.replay(folder, lambda line: None)
+    found = rescore(folder).verdict
     sealed = json.loads((folder / "verdict.json").read_text())
     assert sealed.pop("any_plan") is False, "a field that verdicts had then"
     assert {k: v for k, v in found.to_dict().items() if k in sealed} == sealed
@@ -327,9 +324,9 @@ def test_another_verdict_in_a_sealed_folder_is_refused(sealed: Path, tmp_path: P
     said = json.loads((tmp_path / "forged" / "verdict.json").read_text())
     for name, value in (("outcome", "consistent"), ("answer", "fp32-other"), ("claim_p_value", 0.5)):
         write_json(tmp_path / "forged" / "verdict.json", {**said, name: value})
-        records.seal(tmp_path / "forged")
+        folders.seal(tmp_path / "forged")
         with pytest.raises(DataError, match="verdict again"):
-            conduct.replay(tmp_path / "forged", lambda line: None)
+            rescore(tmp_path / "forged")
 
 
 def test_one_changed_byte_is_refused_with_the_name_of_the_file(sealed: Path, tmp_path: Path) -> None:
@@ -342,8 +339,8 @@ def test_one_changed_byte_is_refused_with_the_name_of_the_file(sealed: Path, tmp
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         (folder / name).write_bytes(data)
         with pytest.raises(DataError) as caught:
-            conduct.replay(folder, lambda line: None)
-        assert name in str(caught.value) or (name == records.MANIFEST and "line in" in str(caught.value)), name
+            rescore(folder)
+        assert name in str(caught.value) or (name == folders.MANIFEST and "line in" in str(caught.value)), name
 
 
 def test_a_missing_and_an_added_file_are_refused(sealed: Path, tmp_path: Path) -> None:
@@ -351,7 +348,7 @@ def test_a_missing_and_an_added_file_are_refused(sealed: Path, tmp_path: Path) -
         shutil.copytree(sealed, tmp_path / name)
         change(tmp_path / name / name)
         with pytest.raises(DataError, match=name):
-            conduct.replay(tmp_path / name, lambda line: None)
+            rescore(tmp_path / name)
 
 
 def test_the_report_stands_alone_and_escapes_what_came(sealed: Path) -> None:
@@ -384,7 +381,7 @@ CHILD = """
 import sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
 from misbehaving import Misbehaving
-from test_audit_conduct import audit
+from test_audits_run import audit
 audit(Misbehaving("bf16", port={port}), Path({folder!r}), "bf16", window=3)
 """
 
@@ -408,7 +405,7 @@ def test_an_audit_killed_at_any_moment_continues_to_the_same_bundle(tmp_path: Pa
                     os.kill(child.pid, signal.SIGKILL)
                     kills += 1
                 child.wait()
-                if records.is_sealed(folder):
+                if folders.is_sealed(folder):
                     break
             audit(server, folder, "bf16", window=3)
             assert contents(folder) == whole

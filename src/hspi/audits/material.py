@@ -1,17 +1,9 @@
-"""All that an audit brings along, in one folder: settings, probes, vocabulary and the candidates' signatures.
-
-It is written before the first question, so that the same command goes on after a kill, and a replay needs neither
-weights, tokenizer nor registry.
-"""
+"""All that an audit brings along: settings, probes, vocabulary and the detector with the candidates' signatures."""
 
 from __future__ import annotations
 
-import lzma
-import tempfile
-import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +15,7 @@ from hspi.detectors.virtual_families import Families
 from hspi.errors import ConfigError, DataError
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.library import Library
-from hspi.files import read_json, version, whole, write_json
+from hspi.files import version
 from hspi.platforms import catalogue
 from hspi.probes import ProbeSpec
 from hspi.splits import split_probes
@@ -31,8 +23,6 @@ from hspi.zoo import ModelRef
 
 CHAT, SPECIAL = "inside the chat template", "with the tokenizer's special tokens"  # `Probe.variants`
 CLEAR = 0.5  # nats by which the best token must lead for rounding not to swap it
-DETECTOR = "detector.zip"
-MOST = 4 << 30  # bytes that a detector may unpack to
 LIBRARIES = ("hspi", "numpy", "openai", "httpx", "xgboost-cpu", "scikit-learn", "pyarrow", "safetensors")
 
 
@@ -106,7 +96,7 @@ class Material:
 
 
 def prepare(settings: Settings, detector: Detector, specs: Sequence[ProbeSpec], ref: ModelRef) -> Material:
-    """Material for an audit of `settings.model`, whose library stands in `bundle`, unless nothing was ever collected.
+    """Material for an audit of `settings.model`, whose library stands in `detector`, unless nothing was ever collected.
 
     Raises ConfigError if the claim is none that can be held against it, DataError if the library's probes are not
     `specs`.
@@ -176,59 +166,3 @@ def check_claim(settings: Settings, detector: Detector) -> None:
     except DataError as error:
         where = "where it runs on this machine, --candidates local,store collects it"
         raise ConfigError(f"{error}: {where}") from error
-
-
-def save(material: Material, folder: Path) -> None:
-    write_json(folder / "settings.json", asdict(material.settings))
-    write_json(folder / "facts.json", material.facts)
-    asked: dict[str, Any] = {name: [asdict(p) for p in getattr(material, name)] for name in ("probes", "warm_up")}
-    asked |= {name: getattr(material, name) for name in ("special", "inexact", "weights")}
-    write_json(folder / "probes.json", asked)
-    write_json(folder / "vocabulary.json", material.vocabulary)
-    with tempfile.TemporaryDirectory() as scratch:
-        material.detector.save(Path(scratch) / "detector")
-        pack(Path(scratch) / "detector", folder / DETECTOR)
-
-
-def load(folder: Path) -> Material:
-    """Raises DataError if the folder is not one that `save` wrote."""
-    settings = read_settings(folder)
-    try:
-        asked = read_json(folder / "probes.json")
-        groups = {name: [Probe(**p) for p in asked[name]] for name in ("probes", "warm_up")}
-        more = {name: asked[name] for name in ("special", "inexact", "weights")}
-        vocabulary, facts = read_json(folder / "vocabulary.json"), read_json(folder / "facts.json")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{folder} must hold an audit, but: {error}") from error
-    with tempfile.TemporaryDirectory() as scratch:
-        unpack(folder / DETECTOR, Path(scratch) / "detector")
-        detector = Detector.load(Path(scratch) / "detector")
-    return Material(settings, detector, groups["probes"], groups["warm_up"], vocabulary, facts, **more)
-
-
-def pack(source: Path, target: Path) -> None:
-    """Every file of a folder into a zip file: the same files give the same bytes."""
-    with whole(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        for path in sorted(p for p in source.rglob("*") if p.is_file()):
-            entry = zipfile.ZipInfo(str(path.relative_to(source)))  # dated 1980
-            entry.compress_type = zipfile.ZIP_LZMA  # its window is wide enough to see that settings repeat each other
-            archive.writestr(entry, path.read_bytes())
-
-
-def unpack(source: Path, target: Path) -> None:
-    """Raises DataError if the file is no zip file, or holds more than any detector does."""
-    try:
-        with zipfile.ZipFile(source) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-            if size > MOST:
-                raise DataError(f"{source} must hold at most {MOST} bytes, but it holds {size}")
-            archive.extractall(target)
-    except (OSError, zipfile.BadZipFile, lzma.LZMAError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{source} must hold a detector, but: {error}") from error
-
-
-def read_settings(folder: Path) -> Settings:
-    try:
-        return Settings(**read_json(folder / "settings.json"))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{folder} must hold an audit, but: {error}") from error

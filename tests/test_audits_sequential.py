@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from hspi.audit.sequential import Martingales, calibrator, crossing, draws, log_mean, log_process, p_values
+from hspi.audits.sequential import Martingales, calibrator, crossing, draws, log_mean, log_process, p_values
 
 SCORES = st.lists(st.integers(-20, 20).map(float), min_size=1, max_size=30)
 
