@@ -22,9 +22,10 @@ from hspi.bundle import Bundle, Observation
 from hspi.detectors.calibration import Calibration
 from hspi.detectors.classifiers import Boosted
 from hspi.detectors.verifier import VERIFIER_FEATURES
-from hspi.evidence.aligned import SLOTS, Aligned
+from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
 from hspi.platforms.record import Platform
+from hspi.reference.logits import SLOTS
 
 T = TypeVar("T")
 PROBES, SETTINGS, K = 288, 4, 20

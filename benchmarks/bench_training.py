@@ -21,7 +21,8 @@ from hspi.detectors.training import Bench, fit_verifier
 from hspi.evaluation.replay import score_samples
 from hspi.evaluation.single import WORDS, PaperBench, SingleBench
 from hspi.evidence.aligned import Aligned
-from hspi.featurize import classify, load, signatures_of
+from hspi.featurize import classify, load
+from hspi.signatures.store import STORE, signatures_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def clocked(now: Callable[[], float], work: Callable[[], object]) -> tuple[float
 def main() -> None:
     p = parser(__doc__ or "", repeats=1)
     p.add_argument("--features", type=Path, default=Path("data/features"))
-    p.add_argument("--signatures", type=Path, default=Path("data/signatures"))
+    p.add_argument("--signatures", type=Path, default=STORE)
     p.add_argument("--model", default="llama")
     p.add_argument("--platforms", type=int, default=8, help="how many, by name (default: %(default)s)")
     show(compare(args := p.parse_args()), args.json)

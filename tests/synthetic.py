@@ -18,12 +18,15 @@ from hspi.bundle import Bundle
 from hspi.detectors.classifiers import Boosted
 from hspi.detectors.training import Bench, calibrate, fit_verifier
 from hspi.evaluation.single import SingleBench
-from hspi.evidence.aligned import SLOTS, Aligned, align
+from hspi.evidence.aligned import Aligned, align
 from hspi.evidence.equivalence import Classes
 from hspi.featurize import classify
-from hspi.hypotheses import NAMES
 from hspi.platforms.record import Nuisance, Platform
-from hspi.signatures import Header, Journal, Signature, to_batch, top_k
+from hspi.reference.hypotheses import NAMES
+from hspi.reference.logits import SLOTS
+from hspi.signatures.journal import Journal, to_batch
+from hspi.signatures.schema import Header, Signature
+from hspi.signatures.top_k import top_k
 
 MODELS = ("one", "two")
 SETS = ("text", "words")

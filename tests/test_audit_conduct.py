@@ -173,7 +173,7 @@ def test_false_alarms_over_honest_audits_stay_below_alpha(tmp_path: Path) -> Non
     """Every platform under many settings that no signature has, on other orders of the probes; offline, by scores."""
     from hspi.audit.verified import Replay
     from hspi.bundle import Observation
-    from hspi.signatures import top_k
+    from hspi.signatures.top_k import top_k
 
     scorer, alarms, audits = Replay.of(world.bundle(), "toy", 20, world.SEED), 0, 0
     for label, name in enumerate(scorer.classes.platform_ids):

@@ -20,7 +20,7 @@ from hspi.audit.format_verdict import FEWEST, said_of
 from hspi.audit.formats import Formats
 from hspi.bundle import Observation
 from hspi.cli import main
-from hspi.signatures import top_k
+from hspi.signatures.top_k import top_k
 from lessening import Lessening
 
 EVERY = np.ones(world.SIZE, bool)

@@ -9,13 +9,14 @@ from hspi.detectors.families import best_of, credit, family_name
 from hspi.detectors.plan_search import Answers, Seen, Workbench, design, search, uniform
 from hspi.detectors.plan_surrogate import Surrogate, influence
 from hspi.detectors.plan_target import Target, spacing
-from hspi.evidence.aligned import likeliest, place
+from hspi.evidence.aligned import place
 from hspi.numerics.formats import format_of, round_to
 from hspi.numerics.matmul import matmul
 from hspi.platforms import get
 from hspi.platforms.virtual_catalogue import virtual
 from hspi.platforms.virtual_plans import PLANS, PlanBook
-from hspi.signatures import top_k
+from hspi.reference.logits import likeliest
+from hspi.signatures.top_k import top_k
 
 PROBES, WIDTH, VOCABULARY = 24, 256, 96
 PRODUCTS = {"up": WIDTH, "down": WIDTH, "lm_head": WIDTH}

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "src" / "hspi"
 FLOORS = [  # from the ground up; a room imports what stands below it or beside it
     {"errors", "__init__", "quiet", "files"},
     {"numerics", "platforms", "probes", "client", "params", "zoo", "splits", "lineage", "zoo_training", "pairs"},
-    {"signatures", "border"},
-    {"collect", "reference", "hypotheses", "signature_store", "silicon"},
+    {"signatures"},
+    {"reference", "silicon"},
     {"evidence", "featurize"},
     {"detectors"},
     {"verdict", "tuning", "evaluation", "bundle", "history"},

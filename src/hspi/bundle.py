@@ -22,14 +22,15 @@ from hspi.detectors.families import Families
 from hspi.detectors.training import OWN_SAMPLES
 from hspi.detectors.verifier import Comparisons, class_scores, self_scores
 from hspi.errors import DataError, UnknownName
-from hspi.evidence.aligned import SLOTS, Aligned, place
+from hspi.evidence.aligned import Aligned, place
 from hspi.evidence.equivalence import Classes
 from hspi.evidence.explained import explained_statistics, family_features
 from hspi.evidence.replay import F32, candidate_features, pair_features, pair_statistics, self_features
 from hspi.files import write_json, write_text
 from hspi.platforms.record import Platform
 from hspi.platforms.virtual_catalogue import ENGINE
-from hspi.signatures import Signature
+from hspi.reference.logits import SLOTS
+from hspi.signatures.schema import Signature
 from hspi.splits import draw
 from hspi.verdict import UNKNOWN, Verdict, decide
 

@@ -6,71 +6,19 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from hspi import probes, zoo
+from hspi import zoo
 from hspi.errors import DataError
-from hspi.evidence.aligned import Aligned, align, likeliest
+from hspi.evidence.aligned import Aligned, align
 from hspi.evidence.equivalence import Classes, measure
 from hspi.evidence.replay import all_pair_statistics
 from hspi.files import read_json, write_json
-from hspi.hypotheses import cached_predictions
 from hspi.probes import ProbeSpec
-from hspi.reference import cached_reference
-from hspi.signatures import Signature, iter_store, read_header, read_signature
+from hspi.reference.store import references
+from hspi.signatures.store import signatures_of
 from hspi.splits import split_probes
 
 CLASSES = "classes.json"
-
-
-def references(
-    model: str, specs: Sequence[ProbeSpec], folder: str | Path
-) -> tuple[dict[str, npt.NDArray[np.float64]], dict[str, npt.NDArray[np.float32]]]:
-    """After the last token of each probe, by set: float64 logits (size, vocab), and what each hypothesis of a number
-    format would change on the likeliest tokens, float32 (H, size, SLOTS). Made once, then read.
-    """
-    ref = zoo.resolve(model)
-    tokenizer = zoo.load_tokenizer(ref)
-    logits, predicted = {}, {}
-    for spec in specs:
-        probe_set = probes.build(spec, tokenizer)
-        contexts = list(probe_set.contexts)
-        logits[spec.name] = cached_reference(ref, probe_set.hash, contexts, 1, folder)[:, -1]
-        tokens = likeliest(logits[spec.name])
-        predicted[spec.name] = cached_predictions(ref, probe_set.hash, contexts, tokens, folder)
-    return logits, predicted
-
-
-def in_use(root: str | Path, named: Sequence[str]) -> set[str]:
-    """Platforms whose signatures count: those of params.yaml, and those that `hspi signatures add` brought.
-
-    What an earlier params.yaml left in the store does not.
-    """
-    return {*named, *(path.stem for path in Path(root).glob("*.dvc"))}
-
-
-def signatures_of(
-    root: str | Path, model: str, weights_hash: str, platforms: Collection[str] | None = None
-) -> list[Signature]:
-    """Signatures of these weights in a store, of these platforms or of all.
-
-    Raises DataError if one of that name has other weights, or if there is none.
-    """
-    found = []
-    for path in iter_store(root):
-        if platforms is not None and path.parent.parent.name not in platforms:
-            continue
-        header = read_header(path)
-        if header.model != model:
-            continue
-        if header.weights_hash != weights_hash:
-            raise DataError(
-                f"{path} must answer for weights {weights_hash[:12]}, but it answers for {header.weights_hash[:12]}"
-            )
-        found.append(read_signature(path))
-    if not found:
-        raise DataError(f"{root} must hold signatures of {model!r}, but there is none: run `hspi collect`")
-    return found
 
 
 def featurize(

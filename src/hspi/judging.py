@@ -15,7 +15,7 @@ from hspi import params, stages
 from hspi.bundle import Bundle, Observation
 from hspi.errors import DataError, PlatformError
 from hspi.platforms import catalogue, machine
-from hspi.signatures import read_signature
+from hspi.signatures.schema import read_signature
 from hspi.verdict import Verdict
 
 HIDDEN_BATCH = 3  # no default nuisance setting has it

@@ -163,7 +163,7 @@ def choose(row: npt.NDArray[np.float32], temperature: float, rng: np.random.Gene
 
 def best(row: LogProbs, k: int) -> list[tuple[int, float]]:
     """The k likeliest tokens with exact float32 values as doubles."""
-    from hspi.signatures import top_k
+    from hspi.signatures.top_k import top_k
 
     ids, values = top_k(row[None], k)
     return [(int(i), float(v)) for i, v in zip(ids[0], values[0], strict=True)]

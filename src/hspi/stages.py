@@ -16,10 +16,11 @@ from hspi import zoo
 from hspi.errors import DataError
 from hspi.files import read_json, whole, write_bytes
 from hspi.params import Params
+from hspi.reference.store import references
+from hspi.signatures.store import STORE, in_use, signatures_of
 
 Step = Callable[[str], object]
 
-SIGNATURES = Path("data/signatures")
 REFERENCE = Path("data/reference")
 FEATURES = Path("data/features")
 BUNDLE = Path("models/detector")
@@ -45,13 +46,13 @@ def reference(p: Params, step: Step) -> None:
     REFERENCE.mkdir(parents=True, exist_ok=True)
     for model in p.models:
         step(model)
-        features_of.references(model, _specs(p), REFERENCE)
+        references(model, _specs(p), REFERENCE)
 
 
 def featurize(p: Params, step: Step) -> list[Path]:
-    wanted = features_of.in_use(SIGNATURES, p.platforms)
+    wanted = in_use(STORE, p.platforms)
     return features_of.featurize(
-        p.models, _specs(p), SIGNATURES, REFERENCE, FEATURES, p.evaluation.seed, p.evaluation.top_k, step, wanted
+        p.models, _specs(p), STORE, REFERENCE, FEATURES, p.evaluation.seed, p.evaluation.top_k, step, wanted
     )
 
 
@@ -143,7 +144,7 @@ def evaluate(p: Params, step: Step) -> dict[str, float]:
     loaded = features_of.load(FEATURES)
 
     def signatures(model: str) -> Any:
-        return features_of.signatures_of(SIGNATURES, model, zoo.resolve(model).weights_hash)
+        return signatures_of(STORE, model, zoo.resolve(model).weights_hash)
 
     metrics, tables = protocol.evaluate(loaded, signatures, best_parameters(), p.evaluation.seed, step)
     protocol.write(metrics, tables, METRICS, TABLES)

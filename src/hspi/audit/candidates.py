@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hspi import featurize, probes, zoo
+from hspi import probes, zoo
 from hspi.bundle import Bundle
-from hspi.collect import Job, is_finished
 from hspi.errors import ConfigError, DataError, PlatformError, UnknownName
 from hspi.evidence.aligned import ABSENT, Aligned, align
 from hspi.evidence.equivalence import Classes
+from hspi.featurize import classify
 from hspi.params import Params
 from hspi.platforms import catalogue, machine
-from hspi.signatures import Header, Signature, iter_store, read_header, read_signature
+from hspi.reference.store import references as references_of
+from hspi.signatures.collect import Job, is_finished
+from hspi.signatures.schema import Header, Signature, read_header, read_signature
+from hspi.signatures.store import iter_store
 from hspi.zoo import ModelRef
 
 KINDS = ("local", "store", "emulated")
@@ -159,11 +162,11 @@ def with_library(
     specs = [p.probes.spec(s) for s in p.probes.sets]
     references.mkdir(parents=True, exist_ok=True)
     model = ref.id if ref.id in zoo.ZOO else str(ref.path)
-    logits, predicted = featurize.references(model, specs, references)
+    logits, predicted = references_of(model, specs, references)
     data = align(name, signatures, logits, predicted=predicted)
     if library is not None:
         data = joined(library, data)
-    classes = featurize.classify(data, p.evaluation.seed, p.evaluation.top_k)
+    classes = classify(data, p.evaluation.seed, p.evaluation.top_k)
     return replace_library(bundle, data, classes)
 
 

@@ -17,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi import probes as probe_sets
-from hspi.evidence.aligned import ABSENT, SLOTS, Aligned, likeliest, place
+from hspi.evidence.aligned import ABSENT, Aligned, place
 from hspi.evidence.distribution import GRID_BITS, grid_statistics
 from hspi.evidence.explained import EXPLAINED_STATISTICS as COLUMNS
 from hspi.evidence.explained import explained_statistics, family_features
 from hspi.evidence.replay import F32
-from hspi.hypotheses import NAMES, cached_predictions
-from hspi.reference import cached_reference, normaliser
+from hspi.reference.hypotheses import NAMES
+from hspi.reference.logits import SLOTS, likeliest, normaliser
+from hspi.reference.store import cached_predictions, cached_reference
 
 if TYPE_CHECKING:
     from hspi.audit.material import Probe

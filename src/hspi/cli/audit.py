@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hspi.cli.common import json_option, params_option
+from hspi.signatures.store import STORE
 
 if TYPE_CHECKING:
     from hspi.audit.conclude import Conclusion
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from hspi.audit.plan import Plan
 
 DISCOVERY_TOKENS = 4
-STORE, KEPT = Path("data/signatures"), Path(".cache/audit")
+KEPT = Path(".cache/audit")
 CACHE, SCORES, REFERENCES = KEPT / "signatures", KEPT / "scores", KEPT / "references"
 
 

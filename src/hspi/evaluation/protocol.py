@@ -17,7 +17,7 @@ from hspi.evaluation.single import PaperBench, SingleBench, evaluate_paper, eval
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
 from hspi.files import whole, write_json
-from hspi.signatures import Signature
+from hspi.signatures.schema import Signature
 
 Row = dict[str, Any]
 

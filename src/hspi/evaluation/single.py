@@ -16,7 +16,7 @@ from hspi.evidence.equivalence import Classes
 from hspi.evidence.explained import all_statistics, class_features, family_features
 from hspi.evidence.replay import F32
 from hspi.platforms.families import format_family
-from hspi.signatures import Signature
+from hspi.signatures.schema import Signature
 from hspi.splits import Index, ProbeSplit, draw, partitions, split_probes
 
 PROBES, TOP_K = 32, 20
