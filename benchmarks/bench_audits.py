@@ -40,6 +40,7 @@ from hspi.client import Endpoint
 from hspi.detectors.detector import Detector
 from hspi.evaluation.measures import wilson
 from hspi.platforms import catalogue
+from hspi.signatures.store import STORE
 
 CONCURRENCY = 8
 Row = dict[str, Any]
@@ -48,7 +49,7 @@ Row = dict[str, Any]
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, required=True, help="folder of the results")
-    p.add_argument("--store", type=Path, default=Path("data/signatures"))
+    p.add_argument("--store", type=Path, default=STORE)
     p.add_argument("--platforms", nargs="+", help="default: those of the store that run here")
     p.add_argument("--models", nargs="+", default=["llama", "qwen3"])
     p.add_argument("--audits", type=int, default=10, help="honest ones, for each platform and model")

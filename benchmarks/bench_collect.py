@@ -11,13 +11,13 @@ from pathlib import Path
 from timing import Row, Timed, parser, show, timed
 
 from hspi import params, probes, zoo
-from hspi.collect import batches, collect_one
 from hspi.platforms import catalogue
 from hspi.platforms.opening import open_adapter
 from hspi.platforms.record import Adapter, Nuisance
 from hspi.probes import ProbeSet
 from hspi.quiet import be_quiet
-from hspi.signatures import Header
+from hspi.signatures.collect import batches, collect_one
+from hspi.signatures.schema import Header
 
 
 def forward_only(adapter: Adapter, probe_set: ProbeSet, nuisance: Nuisance) -> None:

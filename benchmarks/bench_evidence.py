@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 from timing import Row, parser, show, timed
 
-from hspi.evidence.aligned import SLOTS, Aligned
+from hspi.evidence.aligned import Aligned
 from hspi.evidence.distribution import hspi_ld
 from hspi.evidence.replay import all_pair_statistics
 from hspi.evidence.residual import statistics_of
 from hspi.platforms.record import Platform
+from hspi.reference.logits import SLOTS
 
 
 def made_up(platforms: int = 20, settings: int = 4, probes: int = 288, slots: int = SLOTS, stored: int = 64) -> Aligned:

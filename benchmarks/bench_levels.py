@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from hspi import featurize, zoo
+from hspi import zoo
 from hspi.audits.levels.agreement import Agreement, RoundedScorer, Symbols, TextScorer
 from hspi.audits.levels.residual import PROBES
 from hspi.detectors.calibration import Calibration
@@ -105,7 +105,7 @@ def fitted(benches: list[SampleBench], without: str | None) -> NumberFormat:
 
 
 def main(features: str, seed: int, platforms: bool) -> None:
-    loaded = featurize.load(features)
+    loaded = features(features)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for library in loaded:
         sequential(library, seed, 0, counts)

@@ -21,17 +21,20 @@ from hspi.audits.levels.replay import ReplayScorer
 from hspi.detectors.calibration import Calibration
 from hspi.detectors.detector import Detector
 from hspi.detectors.estimators import Boosted
+from hspi.detectors.number_format import NumberFormat
 from hspi.detectors.verifier import VERIFIER_FEATURES
-from hspi.evidence.aligned import SLOTS, Aligned
+from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
+from hspi.evidence.library import Library
 from hspi.evidence.observation import Observation
 from hspi.platforms.record import Platform
+from hspi.reference.logits import SLOTS
 
 T = TypeVar("T")
 PROBES, SETTINGS, K = 288, 4, 20
 
 
-def library(candidates: int, rng: np.random.Generator) -> tuple[Aligned, Classes]:
+def library(candidates: int, rng: np.random.Generator) -> Library:
     """Platforms whose log-probabilities are a reference and noise, all in its order."""
     reference = -np.sort(rng.exponential(3, (PROBES, SLOTS)), axis=1) - 1
     noise = rng.normal(0, 1e-3, (candidates, 1, PROBES, SLOTS)) + rng.normal(0, 1e-4, (1, SETTINGS, PROBES, SLOTS))
@@ -43,7 +46,7 @@ def library(candidates: int, rng: np.random.Generator) -> tuple[Aligned, Classes
     names = [f"s{i}" for i in range(SETTINGS)]
     data = Aligned("toy", platforms, names, probes, slots, reference, logprobs, rank, logprobs[..., :1])
     separation = rng.uniform(0.6, 1, (candidates, candidates))
-    return data, Classes("toy", data.platform_ids(), list(range(candidates)), separation, separation)
+    return Library(data, Classes("toy", data.platform_ids(), list(range(candidates)), separation, separation))
 
 
 def verifier(rng: np.random.Generator) -> Boosted:
@@ -67,9 +70,9 @@ def score(scorer: ReplayScorer, data: Aligned, answers: int) -> None:
 
 def main(candidates: int, answers: int) -> None:
     rng = np.random.default_rng(0)
-    data, classes = library(candidates, rng)
-    trees = verifier(rng)
-    detector = Detector(trees, trees, Calibration(), {"toy": data}, {"toy": classes})
+    made, trees = library(candidates, rng), verifier(rng)
+    data = made.data
+    detector = Detector(trees, NumberFormat(trees), Calibration(), {"toy": made})
     with tempfile.TemporaryDirectory() as folder:
         ReplayScorer.of(detector, "toy", K, 1, Path(folder))  # compiles the kernels
         cold, scorer = seconds(lambda: ReplayScorer.of(detector, "toy", K, 0, Path(folder)))

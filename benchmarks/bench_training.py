@@ -22,7 +22,8 @@ from hspi.detectors.training import Bench, fit_verifier
 from hspi.evaluation.paper import WORDS, PaperBench
 from hspi.evaluation.replay import score_samples
 from hspi.evidence.aligned import Aligned
-from hspi.featurize import classify, load, signatures_of
+from hspi.evidence.library import Library, features
+from hspi.signatures.store import STORE, signatures_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +49,19 @@ def clocked(now: Callable[[], float], work: Callable[[], object]) -> tuple[float
 def main() -> None:
     p = parser(__doc__ or "", repeats=1)
     p.add_argument("--features", type=Path, default=Path("data/features"))
-    p.add_argument("--signatures", type=Path, default=Path("data/signatures"))
+    p.add_argument("--signatures", type=Path, default=STORE)
     p.add_argument("--model", default="llama")
     p.add_argument("--platforms", type=int, default=8, help="how many, by name (default: %(default)s)")
     show(compare(args := p.parse_args()), args.json)
 
 
 def compare(args: Namespace) -> list[Row]:
-    data = next(d for d, _ in load(args.features) if d.model == args.model)
+    data = next(x.data for x in features(args.features) if x.model == args.model)
     data = on_words(data, args.platforms)
     known = params.load()
     seed, k = known.evaluation.seed, known.evaluation.top_k
-    classes = classify(data, seed, k)
+    library = Library.measured(data, seed, k)
+    classes = library.classes
     ref = zoo.resolve(args.model)
     files = signatures_of(args.signatures, ref.id, ref.weights_hash)
     now, last = CLOCKS[args.clock], len(data.nuisances) - 1
@@ -75,7 +77,7 @@ def compare(args: Namespace) -> list[Row]:
         return Result(made + fitted, scored / len(x), macro(right, y))
 
     def residual() -> Result:
-        made, bench = clocked(now, lambda: SampleBench(data, classes, seed))
+        made, bench = clocked(now, lambda: SampleBench(library, seed))
         assert isinstance(bench, SampleBench)
         x, y, _ = bench.training("residual", bench.names, list(range(last)), 0)
         fitted, detector = clocked(now, lambda: Boosted().fit(x, y))
@@ -84,7 +86,7 @@ def compare(args: Namespace) -> list[Row]:
         return Result(made + fitted, scored / len(x), macro(np.asarray(answers == y, float), y))
 
     def replay() -> Result:
-        made, bench = clocked(now, lambda: Bench.of(data, classes, seed))
+        made, bench = clocked(now, lambda: Bench.of(library, seed))
         assert isinstance(bench, Bench)
         fitted, verifier = clocked(now, lambda: fit_verifier([bench], held_out_setting=data.nuisances[last]))
         assert isinstance(verifier, Boosted)

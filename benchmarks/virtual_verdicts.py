@@ -14,6 +14,7 @@ from hspi.detectors.detector import Detector
 from hspi.detectors.virtual_families import family_name
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
+from hspi.evidence.library import Library
 from hspi.evidence.observation import Observation
 from hspi.plan_search.search import Answers
 from hspi.platforms.virtual.catalogue import virtual
@@ -77,7 +78,7 @@ def joined(world: World, trained: Detector, library: dict[tuple[int, str], Answe
     three = [np.repeat(x[:, None], len(SETTINGS), axis=1) for x in (logprobs, rank, np.nan_to_num(raw, nan=-99.0))]
     probes = [("text", i) for i in range(len(world.contexts))]
     data = Aligned(world.model, platforms, SETTINGS, probes, world.slots, world.reference, *three)
-    return replace(trained, library={world.model: data}, classes={world.model: by_bits(data)}, _own={})
+    return replace(trained, libraries={world.model: Library(data, by_bits(data))})
 
 
 def by_bits(data: Aligned) -> Classes:
@@ -92,4 +93,4 @@ def without(world: World, detector: Detector, plan: str) -> Detector:
     """The same, less one plan of every GPU."""
     data = detector.library(world.model).data
     kept = data.only([i for i, p in enumerate(data.platforms) if p.options["plan"] != plan])
-    return replace(detector, library={world.model: kept}, classes={world.model: by_bits(kept)}, _own={})
+    return replace(detector, libraries={world.model: Library(kept, by_bits(kept))})

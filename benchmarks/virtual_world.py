@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hspi import params, probes, reference, zoo
-from hspi.evidence.aligned import likeliest, place
+from hspi import params, probes, zoo
+from hspi.evidence.aligned import place
 from hspi.evidence.replay import F32, STATISTICS, pair_statistics
 from hspi.files import whole
 from hspi.numerics.plans import KernelPlan
@@ -19,7 +19,8 @@ from hspi.platforms.opening import open_adapter
 from hspi.platforms.record import Platform
 from hspi.platforms.virtual.catalogue import VIRTUAL, arithmetic_class, units_of
 from hspi.platforms.virtual.plans import PLANS, PlanBook
-from hspi.signatures import top_k
+from hspi.reference.logits import likeliest, reference_logprobs
+from hspi.signatures.top_k import top_k
 
 DISTANCE = STATISTICS.index("log_distance")
 MANTISSA = {"fp16": (10, 10), "bf16": (7, 7), "tf32": (23, 10), "fp8": (7, 7), "fp8t": (7, 7)}
@@ -48,7 +49,7 @@ class World:
         self.ref = zoo.resolve(model)
         built = probes.build(params.load().probes.spec("text"), zoo.load_tokenizer(self.ref))
         self.contexts = list(built.contexts[:count])
-        full = reference.reference_logprobs(self.ref, self.contexts, 1)[:, 0]
+        full = reference_logprobs(self.ref, self.contexts, 1)[:, 0]
         self.slots = likeliest(full)
         self.reference = np.take_along_axis(full, self.slots, axis=1)
         self.adapter: Any = open_adapter(platforms[0], self.ref.path)

@@ -19,7 +19,8 @@ from hspi.detectors.training import Bench, calibrate, fit_verifier
 from hspi.evidence.aligned import align
 from hspi.evidence.library import Library
 from hspi.platforms.record import Nuisance, Platform
-from hspi.signatures import Header, Signature, top_k
+from hspi.signatures.schema import Header, Signature
+from hspi.signatures.top_k import top_k
 from hspi.splits import split_probes
 
 VOCABULARY, LENGTH, SIZE, TOP, SEED = 500, 6, 160, 64, 1

@@ -21,7 +21,7 @@ from time import time
 from typing import Any
 
 import audit_world as world
-from hspi.signatures import top_k
+from hspi.signatures.top_k import top_k
 
 MOMENTARY = (  # go away when the question is asked again
     "429", "429-after", "429-date", "500", "503-html", "reset", "reset-midway", "stall", "truncated", "not-json",

@@ -18,11 +18,14 @@ from hspi.detectors.detector import Detector
 from hspi.detectors.estimators import Boosted
 from hspi.detectors.number_format import NumberFormat, SampleBench
 from hspi.detectors.training import Bench, calibrate, fit_verifier
-from hspi.evidence.aligned import SLOTS, align
+from hspi.evidence.aligned import align
 from hspi.evidence.library import Library
-from hspi.hypotheses import NAMES
 from hspi.platforms.record import Nuisance, Platform
-from hspi.signatures import Header, Journal, Signature, to_batch, top_k
+from hspi.reference.hypotheses import NAMES
+from hspi.reference.logits import SLOTS
+from hspi.signatures.journal import Journal, to_batch
+from hspi.signatures.schema import Header, Signature
+from hspi.signatures.top_k import top_k
 
 MODELS = ("one", "two")
 SETS = ("text", "words")

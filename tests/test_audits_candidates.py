@@ -17,7 +17,9 @@ from hspi.audits.levels.scorer import nearest_rivals
 from hspi.errors import ConfigError, DataError
 from hspi.params import SetSize, load
 from hspi.platforms.record import Nuisance, Platform
-from hspi.signatures import Header, Journal, signature_path, to_batch
+from hspi.signatures.journal import Journal, to_batch
+from hspi.signatures.schema import Header
+from hspi.signatures.store import signature_path
 
 if TYPE_CHECKING:
     from hspi.zoo import ModelRef

@@ -22,7 +22,7 @@ from hspi.cli import main
 from hspi.detectors.number_format import Formats
 from hspi.evidence.observation import Observation
 from hspi.platforms import get
-from hspi.signatures import top_k
+from hspi.signatures.top_k import top_k
 from lessening import Lessening
 
 EVERY = np.ones(world.SIZE, bool)

@@ -212,9 +212,10 @@ def test_lesser_endpoints_still_reach_a_verdict(lasting: str, tmp_path: Path) ->
 
 def test_false_alarms_over_honest_audits_stay_below_alpha(tmp_path: Path) -> None:
     """Every platform under many settings that no signature has, on other orders of the probes; offline, by scores."""
+
     from hspi.audits.levels.replay import ReplayScorer
     from hspi.evidence.observation import Observation
-    from hspi.signatures import top_k
+    from hspi.signatures.top_k import top_k
 
     scorer, alarms, audits = ReplayScorer.of(world.detector(), "toy", 20, world.SEED), 0, 0
     for label, name in enumerate(scorer.told.platform_ids):

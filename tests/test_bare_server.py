@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hspi.signatures import iter_store, read_signature
+from hspi.signatures.schema import read_signature
+from hspi.signatures.store import iter_store
 
 # Not pandas: pyarrow looks for it by itself and trips over a name that is there without a module.
 ABSENT = (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import synthetic
-from hspi import reference, zoo
+from hspi import zoo
 from hspi.detectors.detector import Detector, decide
 from hspi.detectors.virtual_families import Families, family_name
 from hspi.errors import DataError
@@ -19,7 +19,9 @@ from hspi.evidence.observation import Observation
 from hspi.platforms import get, open_adapter
 from hspi.platforms.record import Nuisance
 from hspi.platforms.virtual.catalogue import virtual
-from hspi.signatures import Header, Signature, top_k
+from hspi.reference.logits import reference_logprobs
+from hspi.signatures.schema import Header, Signature
+from hspi.signatures.top_k import top_k
 from hspi.verdict import UNKNOWN
 from test_platforms_adapters import contexts, make_model
 
@@ -95,7 +97,7 @@ def detector(adapter, folder):
     trained = synthetic.trained(synthetic.world())
     once = [answered(adapter, p) for p in LIBRARY]  # emulated bits do not depend on the batch
     found = [replace(x, header=replace(x.header, nuisance=Nuisance(s))) for x in once for s in ("b1", "b4", "b7")]
-    exact = reference.reference_logprobs(zoo.resolve(str(folder)), contexts(*[12] * PROBES), 1)[:, 0]
+    exact = reference_logprobs(zoo.resolve(str(folder)), contexts(*[12] * PROBES), 1)[:, 0]
     data = align("tiny", found, {"text": exact}, stored=TOP_K)
     return replace(trained, libraries={"tiny": Library.measured(data, 1, 20)})
 

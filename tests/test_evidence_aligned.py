@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import synthetic
 from hspi.errors import DataError
-from hspi.evidence.aligned import ABSENT, SLOTS, Aligned, align, likeliest, place
+from hspi.evidence.aligned import ABSENT, Aligned, align, place
+from hspi.reference.logits import SLOTS
 
 
 @settings(max_examples=100, deadline=None)
@@ -30,11 +31,6 @@ def test_each_reported_token_lands_in_its_slot_and_no_other_does(seed: int, n_sl
             value, at = said.get(int(token), (np.nan, ABSENT))
             assert rank[i, j] == at
             np.testing.assert_equal(found[i, j], np.float32(value))
-
-
-def test_slots_are_the_likeliest_tokens_of_the_reference() -> None:
-    reference = np.array([[-3.0, -1.0, -1.0, -0.5]])
-    np.testing.assert_array_equal(likeliest(reference, 3), [[3, 1, 2]])
 
 
 @pytest.fixture(scope="module")

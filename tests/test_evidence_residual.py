@@ -7,9 +7,10 @@ import numpy.typing as npt
 import pytest
 
 import synthetic
-from hspi.evidence.aligned import SLOTS, Aligned
+from hspi.evidence.aligned import Aligned
 from hspi.evidence.distribution import DISTRIBUTION_FEATURES
 from hspi.evidence.residual import OCTAVES, RESIDUAL_FEATURES, gather, residual_statistics, statistics_of
+from hspi.reference.logits import SLOTS
 
 COLUMN = {name: i for i, name in enumerate(RESIDUAL_FEATURES)}
 OWN = slice(0, len(RESIDUAL_FEATURES) - len(DISTRIBUTION_FEATURES))

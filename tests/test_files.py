@@ -146,6 +146,33 @@ def test_a_kill_leaves_the_old_content_and_the_next_day_nothing(tmp_path: Path) 
     assert names(tmp_path) == ["a1.0123456789abcdef.tmp", "a[1]"], "another target's is another's to take away"
 
 
+RENAMER = """
+import os, sys, numpy as np
+from pathlib import Path
+from hspi import files
+def announce(self, target):
+    print("written", flush=True)
+    sys.stdin.read()
+Path.replace = announce
+files.write_array(Path(sys.argv[1]), np.zeros((2, 2, 2)))
+"""
+
+
+def test_killed_before_the_rename_nothing_is_read(tmp_path: Path) -> None:
+    target = tmp_path / "x.safetensors"
+    child = subprocess.Popen(
+        [sys.executable, "-c", RENAMER, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "written\n"
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert not target.exists()
+    assert files.read_array(target, (2, 2, 2), np.float64) is None
+    files.write_array(target, np.ones((2, 2, 2)))
+    assert (files.read_array(target, (2, 2, 2), np.float64) == 1).all()
+
+
 WRITER = """
 import sys
 from hspi.files import write_bytes

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "hspi"
 TOOLS = {"mlflow", "dvc", "prefect", "click"}
-MAY = {("tracking", "mlflow"), ("cli", "click"), ("tracking", "optuna"), ("tuning", "optuna")}
+MAY = {("tracking", "mlflow"), ("cli", "click"), ("tracking", "optuna"), ("detectors", "optuna")}
 
 
 def room(path: Path) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hspi.detectors.virtual_families import best_of, credit, family_name
-from hspi.evidence.aligned import likeliest, place
+from hspi.evidence.aligned import place
 from hspi.numerics.formats import format_of, round_to
 from hspi.numerics.matmul import matmul
 from hspi.plan_search.search import Answers, Seen, Workbench, design, search, uniform
@@ -15,7 +15,8 @@ from hspi.plan_search.target import Target, spacing
 from hspi.platforms import get
 from hspi.platforms.virtual.catalogue import virtual
 from hspi.platforms.virtual.plans import PLANS, PlanBook
-from hspi.signatures import top_k
+from hspi.reference.logits import likeliest
+from hspi.signatures.top_k import top_k
 
 PROBES, WIDTH, VOCABULARY = 24, 256, 96
 PRODUCTS = {"up": WIDTH, "down": WIDTH, "lm_head": WIDTH}

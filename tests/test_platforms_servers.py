@@ -23,7 +23,7 @@ from hspi.platforms.servers import launch as serving
 from hspi.platforms.servers.endpoint import EndpointAdapter, attach, read_rows
 from hspi.platforms.servers.environments import ENVIRONMENTS
 from hspi.platforms.servers.gguf import FORMATS, gguf_file, gguf_place
-from hspi.signatures import Signature, read_signature
+from hspi.signatures.schema import Signature, read_signature
 from test_serve import SIZE, Formula, Letters
 
 SERVERS = [p for p in CATALOGUE.values() if p.engine in ENVIRONMENTS]

@@ -13,10 +13,10 @@ import pytest
 
 from hspi import zoo
 from hspi.errors import ConfigError, ModelError, PlatformError
-from hspi.hypotheses import HYPOTHESES, predicted
 from hspi.platforms import get, open_adapter
 from hspi.platforms.convert import convert
-from hspi.reference import reference_logits
+from hspi.reference.hypotheses import HYPOTHESES, predicted
+from hspi.reference.logits import reference_logits
 from hspi.zoo import ModelRef
 from test_platforms_adapters import VOCABULARY, contexts, make_model
 

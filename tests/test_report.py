@@ -20,7 +20,9 @@ from hspi.platforms.record import Nuisance, Platform
 from hspi.report.headlines import HEADLINES, rate
 from hspi.report.hosts import hosts
 from hspi.report.read import pair_matrix, read
-from hspi.signatures import Header, arrow_schema, signature_path, write_table
+from hspi.signatures.journal import write_table
+from hspi.signatures.schema import Header, arrow_schema
+from hspi.signatures.store import signature_path
 
 ADDED = "my-gpu<script>alert(1)</script>"  # a platform whose record came from elsewhere, with a hostile name
 TORCH = ["torch-fp32", "torch-fp32-avx2", "torch-bf16", "torch-bf16-eager"]

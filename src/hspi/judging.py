@@ -1,15 +1,27 @@
-"""Verdicts on signature files."""
+"""Verdicts on signature files, and the demonstration that hides a label."""
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from hspi import stages
+import numpy as np
+
+from hspi import params, stages
 from hspi.detectors.detector import Detector
-from hspi.errors import DataError
+from hspi.errors import DataError, PlatformError
+from hspi.evidence.aligned import Aligned
 from hspi.evidence.observation import Observation
-from hspi.signatures import read_signature
+from hspi.platforms import catalogue, machine
+from hspi.signatures.schema import read_signature
+from hspi.splits import split_probes
 from hspi.verdict import Verdict
+
+HIDDEN_BATCH = 3  # no default nuisance setting has it
 
 
 def judge(
@@ -41,3 +53,45 @@ def load_detector(folder: str | Path | None = None) -> Detector:
         return tracking.champion()
     except DataError:
         return Detector.load(stages.DETECTOR)
+
+
+# ---------------------------------------------------------------- the demonstration
+
+
+def demo(hide: str | None, seed: int | None, say: Callable[[str], object]) -> tuple[str, Verdict, Verdict]:
+    """(the hidden platform, the verdict on its answers, the verdict on a false claim about it).
+
+    The platform runs for real, in a process of its own, at a batch size that no training signature has, on probes
+    that trained nothing.
+    """
+    p = params.load()
+    rng = random.Random(seed)
+    runnable = [i for i in p.platforms if machine.availability(catalogue.get(i)).runnable]
+    if hide is not None and hide not in runnable:
+        raise PlatformError(f"the hidden platform must run here and be in params.yaml, but got {hide!r}")
+    hidden = hide or rng.choice(runnable)
+    model = rng.choice(p.models)
+    say(f"A hidden platform answers the text probes with model {model}, {HIDDEN_BATCH} at a time …")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "hspi", "collect", "--platform", hidden, "--model", model]
+        command += ["--probes", "text", "--out", folder, "--batch-size", str(HIDDEN_BATCH), "--progress", "none"]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        signature = read_signature(next(Path(folder).glob("*/*/*.parquet")))
+    detector = load_detector()
+    seen = Observation.of(signature, 20)
+    test = held_out(seen.probes, detector.library(seen.model).data, p.evaluation.seed)
+    chosen = np.random.default_rng(seed).choice(test, min(32, len(test)), replace=False)
+    one = seen.take(chosen.tolist())
+    found = detector.judge(one)
+    others = [i for i in runnable if i not in detector.library(seen.model).class_of(hidden)]
+    return hidden, found, detector.judge(one, claim=rng.choice(others))
+
+
+def report_files() -> list[Path]:
+    return [f for f in (stages.HTML, stages.METRICS, stages.TABLES, Path("mlruns/mlflow.db")) if f.exists()]
+
+
+def held_out(probes: list[tuple[str, int]], library: Aligned, seed: int) -> list[int]:
+    """Of these probes, those that neither trained nor calibrated: indices into `probes`."""
+    test = {library.probes[i] for i in split_probes(library.probes, seed).test}
+    return [i for i, probe in enumerate(probes) if probe in test]

@@ -9,16 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hspi import featurize as features_of
 from hspi import zoo
 from hspi.errors import DataError
-from hspi.evidence.library import CLASSES
+from hspi.evidence import library as libraries
 from hspi.files import read_json, whole, write_bytes
 from hspi.params import Params
+from hspi.reference.store import references
+from hspi.signatures.store import STORE, in_use, signatures_of
 
 Step = Callable[[str], object]
 
-SIGNATURES = Path("data/signatures")
 REFERENCE = Path("data/reference")
 FEATURES = Path("data/features")
 DETECTOR = Path("models/detector")
@@ -44,22 +44,23 @@ def reference(p: Params, step: Step) -> None:
     REFERENCE.mkdir(parents=True, exist_ok=True)
     for model in p.models:
         step(model)
-        features_of.references(model, _specs(p), REFERENCE)
+        references(model, _specs(p), REFERENCE)
 
 
 def featurize(p: Params, step: Step) -> list[Path]:
-    wanted = features_of.in_use(SIGNATURES, p.platforms)
-    return features_of.featurize(
-        p.models, _specs(p), SIGNATURES, REFERENCE, FEATURES, p.evaluation.seed, p.evaluation.top_k, step, wanted
+    wanted = in_use(STORE, p.platforms)
+    return libraries.featurize(
+        p.models, _specs(p), STORE, REFERENCE, FEATURES, p.evaluation.seed, p.evaluation.top_k, step, wanted
     )
 
 
 def tune(p: Params, step: Step) -> dict[str, Any]:
-    from hspi import tracking, tuning
+    from hspi import tracking
+    from hspi.detectors import tuning
     from hspi.detectors.number_format import SampleBench, training_tables
     from hspi.detectors.training import Bench
 
-    loaded = features_of.load(FEATURES)
+    loaded = libraries.features(FEATURES)
     seed = p.evaluation.seed
     benches = [Bench.of(library, seed, TOP_KS) for library in loaded]
     tables = training_tables([SampleBench(library, seed) for library in loaded])
@@ -80,7 +81,7 @@ def fingerprint() -> str:
     """A short hash of the features, so that a study never mixes trials on different data."""
     import hashlib
 
-    digest = hashlib.sha256((FEATURES / CLASSES).read_bytes())
+    digest = hashlib.sha256((FEATURES / libraries.CLASSES).read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -95,7 +96,7 @@ def _write_trials(seen: dict[str, list[Any]]) -> None:
 
 def best_parameters() -> dict[str, dict[str, Any]]:
     """Tree parameters that tuning found: {"verifier": …, "classifier": …}. Raises DataError if it has not run."""
-    from hspi.tuning import tree_parameters
+    from hspi.detectors.tuning import tree_parameters
 
     try:
         best = read_json(BEST)
@@ -112,7 +113,7 @@ def train(p: Params, step: Step) -> dict[str, Any]:
     from hspi.detectors.number_format import NumberFormat, SampleBench
     from hspi.detectors.training import Bench, calibrate, fit_verifier
 
-    loaded, best = features_of.load(FEATURES), best_parameters()
+    loaded, best = libraries.features(FEATURES), best_parameters()
     seed = p.evaluation.seed
     step("comparing signatures")
     benches = [Bench.of(library, seed, TOP_KS) for library in loaded]
@@ -132,10 +133,10 @@ def train(p: Params, step: Step) -> dict[str, Any]:
 def evaluate(p: Params, step: Step) -> dict[str, float]:
     from hspi.evaluation import protocol
 
-    loaded = features_of.load(FEATURES)
+    loaded = libraries.features(FEATURES)
 
     def signatures(model: str) -> Any:
-        return features_of.signatures_of(SIGNATURES, model, zoo.resolve(model).weights_hash)
+        return signatures_of(STORE, model, zoo.resolve(model).weights_hash)
 
     metrics, tables = protocol.evaluate(loaded, signatures, best_parameters(), p.evaluation.seed, step)
     protocol.write(metrics, tables, METRICS, TABLES)
@@ -165,6 +166,6 @@ def _rescore() -> Callable[[Path], dict[str, float]]:
 
     @cache
     def benches() -> Any:
-        return rescore.benches_of(features_of.load(FEATURES), params.load().evaluation.seed)
+        return rescore.benches_of(libraries.features(FEATURES), params.load().evaluation.seed)
 
     return lambda folder: rescore.score_detector(folder, benches())

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from hspi import featurize, probes, zoo
-from hspi.collect import Job, is_finished
+from hspi import probes, zoo
 from hspi.detectors.detector import Detector
 from hspi.errors import ConfigError, DataError, PlatformError, UnknownName
 from hspi.evidence.aligned import align
 from hspi.evidence.library import Library
 from hspi.params import Params
 from hspi.platforms import catalogue, machine
-from hspi.signatures import Header, Signature, iter_store, read_header, read_signature
+from hspi.reference.store import references as references_of
+from hspi.signatures.collect import Job, is_finished
+from hspi.signatures.schema import Header, Signature, read_header, read_signature
+from hspi.signatures.store import iter_store
 from hspi.zoo import ModelRef
 
 KINDS = ("local", "store", "emulated")
@@ -155,7 +157,7 @@ def measured(
     specs = [p.probes.spec(s) for s in p.probes.sets]
     references.mkdir(parents=True, exist_ok=True)
     model = ref.id if ref.id in zoo.ZOO else str(ref.path)
-    logits, predicted = featurize.references(model, specs, references)
+    logits, predicted = references_of(model, specs, references)
     data = align(name, signatures, logits, predicted=predicted)
     seed, top_k = p.evaluation.seed, p.evaluation.top_k
     return Library.measured(data, seed, top_k) if library is None else library.joined(data, seed, top_k)

@@ -28,9 +28,10 @@ from hspi.audits.plan import Plan
 from hspi.client import Endpoint, shown_url
 from hspi.errors import ConfigError, DataError
 from hspi.files import read_json, write_json
+from hspi.signatures.store import STORE
 from hspi.verdict import Verdict
 
-AUDITS, STORE, KEPT = Path("audits"), Path("data/signatures"), Path(".cache/audit")
+AUDITS, KEPT = Path("audits"), Path(".cache/audit")
 DISCOVERY_TOKENS = 4  # output tokens that finding out what an endpoint gives may take
 
 Say = Callable[[str], object]

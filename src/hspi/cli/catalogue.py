@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from hspi.cli.common import json_option, show
+from hspi.signatures.store import STORE
 
 
 @click.group()
@@ -24,15 +25,13 @@ def platforms_list(as_json: bool) -> None:
     \b
     Example:  hspi platforms list --json
     """
-    from pathlib import Path
-
     from hspi.platforms.catalogue import CATALOGUE
     from hspi.platforms.machine import availability
 
     rows = []
     for platform in CATALOGUE.values():
         can = availability(platform)
-        data = any(Path("data/signatures").glob(f"{platform.id}/*/*.parquet"))
+        data = any(STORE.glob(f"{platform.id}/*/*.parquet"))
         state = {"runnable": can.runnable, "why_not": can.why_not, "data": data}
         rows.append({**platform.to_dict(), **state})
     columns = ["id", "provenance", "engine", "hardware", "dtype", "quantization", "attention"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hspi.cli.common import Ticker, params_option
+from hspi.signatures import store
 
 if TYPE_CHECKING:
     from hspi.platforms.record import Platform
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("--platform", "platform_id", required=True, help="Platform id, see `hspi platforms list`.")
 @click.option("--model", "models", multiple=True, help="Zoo id, path or hub id; repeatable. Default: params.yaml.")
 @click.option("--probes", "sets", multiple=True, help="words, text or tokens; repeatable. Default: params.yaml.")
-@click.option("--out", type=click.Path(path_type=Path), default="data/signatures", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=store.STORE, show_default=True)
 @click.option("--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True, help="Instead of params.yaml's.")
 @click.option("--jobs", type=click.IntRange(1), help="Processes that share the models. Default: params.yaml.")
 @click.option("--progress", type=click.Choice(["bar", "json", "none"]), default="bar", show_default=True)
@@ -52,10 +53,10 @@ def collect(
       hspi collect --platform ort-fp32 --model llama --probes text --out /tmp/s --batch-size 1 --batch-size 8
       hspi collect --platform vllm-bf16 --base-url http://127.0.0.1:8000/v1 --served-name m --model llama --out /tmp/s
     """
-    from hspi import collect as collecting
     from hspi import params
     from hspi.platforms import catalogue, machine
     from hspi.platforms.record import Nuisance
+    from hspi.signatures import collect as collecting
 
     p = params.load(params_file)
     specs = [p.probes.spec(name) for name in sets or p.probes.sets]
@@ -108,9 +109,7 @@ def signatures_add(folder: Path, no_dvc: bool) -> None:
     \b
     Example:  hspi signatures add ~/h200-signatures
     """
-    from hspi import signature_store
-
-    for platform, paths in signature_store.add(folder, track=not no_dvc).items():
+    for platform, paths in store.add(folder, track=not no_dvc).items():
         click.echo(f"{platform}: {len(paths)} signatures")
 
 

@@ -62,14 +62,14 @@ def demo(hide: str | None, seed: int | None) -> None:
     \b
     Example:  hspi demo --hide torch-bf16
     """
-    from hspi import demo as demonstration
+    from hspi import judging
 
-    hidden, found, lie = demonstration.demo(hide, seed, lambda line: click.echo(line, err=True))
+    hidden, found, lie = judging.demo(hide, seed, lambda line: click.echo(line, err=True))
     print_verdict(found, as_json=False)
     click.echo(f"false claim   {lie.claim}: p = {lie.claim_p_value:.4g}, {lie.outcome}")
     right = "right" if hidden in found.members else "wrong"
     click.echo(f"\nThe hidden platform was {hidden}: the answer is {right}.")
-    click.echo("Files: " + ", ".join(str(p) for p in demonstration.report_files()))
+    click.echo("Files: " + ", ".join(str(p) for p in judging.report_files()))
 
 
 COMMANDS = (verdict, demo)

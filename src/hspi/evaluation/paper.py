@@ -13,7 +13,7 @@ from hspi.evaluation.measures import Accuracy, macro_accuracy, mean_of
 from hspi.evidence.distribution import hspi_ld
 from hspi.evidence.equivalence import Classes
 from hspi.evidence.replay import F32
-from hspi.signatures import Signature
+from hspi.signatures.schema import Signature
 from hspi.splits import split_probes
 
 WORDS = "words"  # the probe set whose signatures hold the rows that the paper's protocol wants

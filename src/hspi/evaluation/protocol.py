@@ -18,7 +18,7 @@ from hspi.evaluation.paper import PaperBench, evaluate_paper
 from hspi.evaluation.replay import ReplayReport, evaluate_replay
 from hspi.evidence.library import Library
 from hspi.files import whole, write_json
-from hspi.signatures import Signature
+from hspi.signatures.schema import Signature
 
 Row = dict[str, Any]
 

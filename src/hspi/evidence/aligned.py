@@ -17,12 +17,11 @@ import numpy.typing as npt
 
 from hspi.errors import DataError
 from hspi.files import whole
-from hspi.hypotheses import NAMES
 from hspi.platforms.record import Platform
-from hspi.reference import normaliser
-from hspi.signatures import Signature
+from hspi.reference.hypotheses import NAMES
+from hspi.reference.logits import SLOTS, likeliest, normaliser
+from hspi.signatures.schema import Signature
 
-SLOTS = 64
 ABSENT = 255  # rank of a slot whose token the platform did not report
 
 
@@ -31,7 +30,7 @@ class Aligned:
     """slots int32 (P, K): token ids, likeliest first by the reference; reference float64 (P, K).
 
     lse float64 (P,): the reference's normaliser, which makes a log-probability a logit; predicted float32 (H, P, K):
-    what each of `hypotheses.NAMES` would add to the logits. Both are NaN where they were not given.
+    what each of `reference.hypotheses.NAMES` would add to the logits. Both are NaN where they were not given.
 
     logprobs float32 (C, S, P, K): exact bits, NaN where a token was not reported; rank uint8 (C, S, P, K): place in
     the platform's own order, ABSENT where not reported; raw float32 (C, S, P, k): the platform's own order.
@@ -197,11 +196,6 @@ def place(
         out[i, where[found]] = logprobs[i, found]
         rank[i, where[found]] = np.arange(k, dtype=np.uint8)[found]
     return out, rank
-
-
-def likeliest(reference: npt.NDArray[np.float64], count: int = SLOTS) -> npt.NDArray[np.int32]:
-    """Token ids of the `count` largest logits or log-probabilities of each row, (P, count), likeliest first."""
-    return np.argsort(-reference, axis=1, kind="stable")[:, :count].astype(np.int32)
 
 
 def align(

@@ -1,9 +1,9 @@
 """Which number format explains an observation, whatever its size: evidence that holds on models never trained on.
 
 Two questions, both free of scale. Do the logits stand on a 16-bit type's own grid? And does the residual lie along
-what a hypothesis foretells (`hspi.hypotheses`), and how large is it beside that? Statistics of probes add up; the
-ratios are formed by `family_features` and `class_features` of their means. The statistics of `residual` follow as they
-are.
+what a hypothesis foretells (`hspi.reference.hypotheses`), and how large is it beside that? Statistics of probes add
+up; the ratios are formed by `family_features` and `class_features` of their means. The statistics of `residual` follow
+as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.replay import top_slots
 from hspi.evidence.residual import RESIDUAL_FEATURES, statistics_of
-from hspi.hypotheses import HYPOTHESES, NAMES
+from hspi.reference.hypotheses import HYPOTHESES, NAMES
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]

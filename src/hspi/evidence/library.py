@@ -5,18 +5,22 @@ What trains, what ships in a detector and what an audit holds an endpoint agains
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hspi import zoo
 from hspi.errors import DataError
-from hspi.evidence.aligned import Aligned
+from hspi.evidence.aligned import Aligned, align
 from hspi.evidence.equivalence import Classes, measure
 from hspi.evidence.replay import all_pair_statistics
 from hspi.files import read_json, write_json
+from hspi.probes import ProbeSpec
+from hspi.reference.store import references
+from hspi.signatures.store import signatures_of
 from hspi.splits import Index, split_probes
 
 CLASSES = "classes.json"
@@ -94,3 +98,35 @@ def load(folder: str | Path, arrays: str = "") -> list[Library]:
     rows: list[Mapping[str, Any]] = read_json(folder / CLASSES)
     every = [Classes.from_dict(dict(row)) for row in rows]
     return [Library(Aligned.load(folder / arrays / f"{Path(c.model).name}.safetensors"), c) for c in every]
+
+
+def featurize(
+    models: Sequence[str],
+    specs: Sequence[ProbeSpec],
+    store: str | Path,
+    reference_folder: str | Path,
+    out: str | Path,
+    seed: int,
+    top_k: int,
+    on_model: Callable[[str], object] = lambda m: None,
+    platforms: Collection[str] | None = None,
+) -> list[Path]:
+    """Write OUT/<model>.safetensors for each model and OUT/classes.json. Returns the files."""
+    out, paths, found = Path(out), [], []
+    for name in models:
+        ref = zoo.resolve(name)
+        signatures = signatures_of(store, ref.id, ref.weights_hash, platforms)
+        logits, predicted = references(name, specs, reference_folder)
+        library = Library.measured(align(ref.id, signatures, logits, predicted=predicted), seed, top_k)
+        paths.append(library.save(out))
+        found.append(replace(library, data=None))  # type: ignore[arg-type]  # its arrays may go
+        on_model(name)
+    return [*paths, save_classes(found, out)]
+
+
+def features(folder: str | Path) -> list[Library]:
+    """What `featurize` wrote, model by model. Raises DataError if it is not there."""
+    try:
+        return load(folder)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder} must hold features, but: {error}; run `hspi featurize`") from error

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from hspi.evidence.aligned import SLOTS, Aligned, place
-from hspi.signatures import Signature
+from hspi.evidence.aligned import Aligned, place
+from hspi.reference.logits import SLOTS
+from hspi.signatures.schema import Signature
 
 
 @dataclass(frozen=True, slots=True)

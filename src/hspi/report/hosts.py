@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hspi.errors import DataError
-from hspi.signatures import iter_store, read_header
+from hspi.signatures.schema import read_header
+from hspi.signatures.store import iter_store
 
 WIDEST = {"amx_tile": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 

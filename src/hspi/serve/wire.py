@@ -119,7 +119,7 @@ def read_want(ids: list[int], body: dict[str, Any], top: int | None, vocabulary:
 
 def best(row: LogProbs, k: int) -> list[tuple[int, float]]:
     """The k likeliest tokens with exact float32 values as doubles."""
-    from hspi.signatures import top_k
+    from hspi.signatures.top_k import top_k
 
     ids, values = top_k(row[None], k)
     return [(int(i), float(v)) for i, v in zip(ids[0], values[0], strict=True)]

@@ -23,10 +23,11 @@ from hspi.audits.plan import Plan
 from hspi.audits.rules import EXACT, Findings
 from hspi.detectors.number_format import BLOCKS, Formats, format_of
 from hspi.errors import DataError
-from hspi.evidence.aligned import ABSENT, SLOTS, Aligned, likeliest
-from hspi.hypotheses import NAMES, cached_predictions
+from hspi.evidence.aligned import ABSENT, Aligned
 from hspi.platforms import catalogue
-from hspi.reference import cached_reference, normaliser
+from hspi.reference.hypotheses import NAMES
+from hspi.reference.logits import SLOTS, likeliest, normaliser
+from hspi.reference.store import cached_predictions, cached_reference
 from hspi.verdict import Verdict
 
 if TYPE_CHECKING:

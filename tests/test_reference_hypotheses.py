@@ -11,7 +11,7 @@ import torch
 from hspi import zoo
 from hspi.detectors.number_format import format_of
 from hspi.errors import DataError
-from hspi.evidence.aligned import SLOTS, Aligned
+from hspi.evidence.aligned import Aligned
 from hspi.evidence.explained import (
     CLASS_FEATURES,
     EXPLAINED_STATISTICS,
@@ -23,10 +23,11 @@ from hspi.evidence.explained import (
     family_features,
     grid_distance,
 )
-from hspi.hypotheses import HYPOTHESES, NAMES, cached_predictions, normal_quantiles, predicted, rounded
 from hspi.platforms.quantized import linear_layers, round_float8, round_mx
 from hspi.platforms.record import Platform
-from hspi.reference import normaliser
+from hspi.reference.hypotheses import HYPOTHESES, NAMES, normal_quantiles, predicted, rounded
+from hspi.reference.logits import SLOTS, normaliser
+from hspi.reference.store import cached_predictions
 
 P, VOCAB = 24, 96
 WEIGHT_FORMATS = [h.name for h in HYPOTHESES if h.family != "bf16"]

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from hspi import signature_store
 from hspi.cli import main
 from hspi.errors import ConfigError, DataError
 from hspi.platforms.record import Nuisance, Platform
-from hspi.signatures import Header, Journal, iter_store, read_signature, signature_path, to_batch
+from hspi.signatures import store
+from hspi.signatures.journal import Journal, to_batch
+from hspi.signatures.schema import Header, read_signature
+from hspi.signatures.store import iter_store, signature_path
 
 PARAMS = """
 models: [llama]
@@ -43,9 +45,18 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
+def test_a_store_lists_finished_signatures_alone(tmp_path: Path) -> None:
+    path = make(tmp_path, "p", "b2")
+    assert path == tmp_path / "p" / "llama" / "text.b2.parquet"
+    path.with_name("x.parquet.partial").write_bytes(b"")
+    path.with_name("x.parquet.tmp").write_bytes(b"")
+    assert list(iter_store(tmp_path)) == [path]
+    assert signature_path(tmp_path, "p", "some/where/llama", "text", "b2") == path
+
+
 def test_files_arrive_bit_for_bit_under_the_platform_of_their_header(checkout: Path, tmp_path: Path) -> None:
     original = make(tmp_path / "usb" / "any" / "depth")
-    added = signature_store.add(tmp_path / "usb", root=checkout, track=False)
+    added = store.add(tmp_path / "usb", root=checkout, track=False)
     (copy,) = added["h100-bf16"]
     assert copy == signature_path(checkout / "data/signatures", "h100-bf16", "llama", "text", "b1")
     assert copy.read_bytes() == original.read_bytes()
@@ -56,8 +67,8 @@ def test_a_second_delivery_merges_and_replaces(checkout: Path, tmp_path: Path) -
     make(tmp_path / "one", nuisance="b1", value=-1.0)
     make(tmp_path / "two", nuisance="b1", value=-2.0)
     make(tmp_path / "two", nuisance="b8")
-    signature_store.add(tmp_path / "one", root=checkout, track=False)
-    files = signature_store.add(tmp_path / "two", root=checkout, track=False)["h100-bf16"]
+    store.add(tmp_path / "one", root=checkout, track=False)
+    files = store.add(tmp_path / "two", root=checkout, track=False)["h100-bf16"]
     assert [f.name for f in files] == ["text.b1.parquet", "text.b8.parquet"]
     assert read_signature(files[0]).topk_logprobs[0, 0] == -2.0
 
@@ -66,20 +77,20 @@ def test_one_bad_file_and_nothing_is_added(checkout: Path, tmp_path: Path) -> No
     make(tmp_path / "usb", platform="a100-bf16")
     make(tmp_path / "usb").write_bytes(b"PAR1 cut short")
     with pytest.raises(DataError, match="must be a signature"):
-        signature_store.add(tmp_path / "usb", root=checkout, track=False)
+        store.add(tmp_path / "usb", root=checkout, track=False)
     assert not (checkout / "data").exists()
 
 
 def test_a_folder_without_signatures_is_one_clear_line(checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="must hold signatures"):
-        signature_store.add(tmp_path / "empty", root=checkout)
+        store.add(tmp_path / "empty", root=checkout)
 
 
 def test_a_platform_that_is_collected_here_has_one_owner(checkout: Path, tmp_path: Path) -> None:
     make(tmp_path / "usb", platform="torch-fp32")
     with pytest.raises(ConfigError, match="torch-fp32"):
-        signature_store.add(tmp_path / "usb", root=checkout)
+        store.add(tmp_path / "usb", root=checkout)
     assert not (checkout / "data").exists()
 
 

@@ -7,17 +7,14 @@ checked on each operation. Rotary frequencies are float64 too: what a platform l
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hspi.errors import ModelError
-from hspi.files import read_array, write_array
 from hspi.platforms.batches import check_contexts, pad_right
 from hspi.platforms.record import Context
 from hspi.zoo import ModelRef, load_model
@@ -26,6 +23,7 @@ Reference = npt.NDArray[np.float64]
 
 VERSION = 2  # raise when the same model and probes would give another reference
 BATCH = 32  # contexts; bounds memory alone
+SLOTS = 64  # tokens that are compared: the likeliest after a context
 
 
 def reference_logits(ref: ModelRef, contexts: list[Context], positions: int) -> Reference:
@@ -54,26 +52,9 @@ def normaliser(logits: Reference) -> Reference:
     return np.asarray(np.log(np.exp(logits - largest).sum(axis=-1)) + largest[..., 0])
 
 
-def cached_reference(
-    ref: ModelRef, probe_set_hash: str, contexts: list[Context], positions: int, cache_dir: str | Path
-) -> Reference:
-    """`reference_logits`, made once for each (weights, probe set, positions) and then read from `cache_dir`.
-
-    A file appears whole or not at all; one that is not what its name says is made again. Raises as
-    `reference_logits` does.
-    """
-    path = reference_path(ref, probe_set_hash, positions, cache_dir)
-    found = read_array(path, (len(contexts), positions, ref.vocab_size), np.float64)
-    if found is None:
-        found = reference_logits(ref, contexts, positions)
-        write_array(path, found)
-    return found
-
-
-def reference_path(ref: ModelRef, probe_set_hash: str, positions: int, cache_dir: str | Path) -> Path:
-    """Where the reference is or will be; the name is a hash of everything it depends on."""
-    key = f"{VERSION}:{ref.weights_hash}:{probe_set_hash}:{positions}"
-    return Path(cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+def likeliest(reference: npt.NDArray[np.float64], count: int = SLOTS) -> npt.NDArray[np.int32]:
+    """Token ids of the `count` largest logits or log-probabilities of each row, (P, count), likeliest first."""
+    return np.argsort(-reference, axis=1, kind="stable")[:, :count].astype(np.int32)
 
 
 def _batch_logits(model: Any, contexts: list[Context], positions: int) -> Reference:

@@ -7,18 +7,15 @@ a model never seen, whatever the size of its errors. The rules are those of the 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from hspi.errors import DataError
-from hspi.files import read_array, write_array
 from hspi.platforms.quantized import linear_layers
 from hspi.platforms.record import Context
 from hspi.zoo import ModelRef, load_model
@@ -210,20 +207,6 @@ def predicted(
         with rounded(model, hypothesis):
             out[i] = np.take_along_axis(_logits(model, contexts), at, axis=1) - plain
     return out
-
-
-def cached_predictions(
-    ref: ModelRef, probe_set_hash: str, contexts: list[Context], tokens: npt.NDArray[np.int32], cache_dir: str | Path
-) -> Predicted:
-    """`predicted`, made once for each (weights, probe set, tokens) and then read from `cache_dir`."""
-    chosen = hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).hexdigest()
-    key = f"hypotheses:{VERSION}:{','.join(NAMES)}:{ref.weights_hash}:{probe_set_hash}:{chosen}"
-    path = Path(cache_dir) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-    found = read_array(path, (len(NAMES), *tokens.shape), np.float32)
-    if found is None:
-        found = predicted(ref, contexts, tokens)
-        write_array(path, found)
-    return found
 
 
 @contextmanager

@@ -24,7 +24,10 @@ from hspi.platforms import catalogue, machine
 from hspi.platforms.opening import import_engine, open_adapter
 from hspi.platforms.record import Adapter, LogProbs, Nuisance, Platform
 from hspi.probes import ProbeSet, ProbeSpec
-from hspi.signatures import Header, Journal, read_header, signature_path, to_batch, top_k
+from hspi.signatures.journal import Journal, to_batch
+from hspi.signatures.schema import Header, read_header
+from hspi.signatures.store import signature_path
+from hspi.signatures.top_k import top_k
 
 SKIPPED = "SKIPPED.json"  # stands where signatures would, on a machine that cannot make them
 HELD_SECONDS = 0.05  # of finished work that a kill may cost

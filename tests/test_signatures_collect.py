@@ -18,11 +18,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hspi import collect as collecting
 from hspi.errors import HspiError, PlatformError
 from hspi.platforms.record import Nuisance, Platform
 from hspi.probes import ProbeSet, ProbeSpec, content_hash
-from hspi.signatures import Header, iter_store, read_signature
+from hspi.signatures import collect as collecting
+from hspi.signatures.schema import Header, read_signature
+from hspi.signatures.store import iter_store
 
 SPEC = ProbeSpec("tokens", "tokens", size=23, length=6, seed=0, positions=2, top_k=5)
 VOCAB = 40
@@ -128,7 +129,7 @@ _SERVE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_collect as t
+import test_signatures_collect as t
 out, number = Path(sys.argv[1]), int(sys.argv[2])
 n = t.NUISANCES[number]
 print("started", flush=True)

@@ -1,4 +1,7 @@
-"""Signatures that were made elsewhere join the store: checked, copied whole, versioned by DVC."""
+"""The store: where signatures stand, which of them count, and how those that were made elsewhere join it.
+
+Those are checked, copied whole and versioned by DVC.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,63 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hspi.errors import ConfigError, DataError
-from hspi.signatures import Signature, read_signature, signature_path
 
-STORE = Path("data/signatures")
+if TYPE_CHECKING:
+    from hspi.signatures.schema import Signature
+
+STORE = Path("data/signatures")  # of a checkout
+
+
+def signature_path(root: str | Path, platform: str, model: str, probe_set: str, nuisance: str) -> Path:
+    """Where a signature stands in a store. Names are for people; programs read the header."""
+    return Path(root) / platform / Path(model).name / f"{probe_set}.{nuisance}.parquet"
+
+
+def iter_store(root: str | Path) -> Iterator[Path]:
+    """Every finished signature below a folder, in a stable order."""
+    return iter(sorted(Path(root).glob("*/*/*.parquet")))
+
+
+def in_use(root: str | Path, named: Sequence[str]) -> set[str]:
+    """Platforms whose signatures count: those of params.yaml, and those that `hspi signatures add` brought.
+
+    What an earlier params.yaml left in the store does not.
+    """
+    return {*named, *(path.stem for path in Path(root).glob("*.dvc"))}
+
+
+def signatures_of(
+    root: str | Path, model: str, weights_hash: str, platforms: Collection[str] | None = None
+) -> list[Signature]:
+    """Signatures of these weights in a store, of these platforms or of all.
+
+    Raises DataError if one of that name has other weights, or if there is none.
+    """
+    from hspi.signatures.schema import read_header, read_signature
+
+    found = []
+    for path in iter_store(root):
+        if platforms is not None and path.parent.parent.name not in platforms:
+            continue
+        header = read_header(path)
+        if header.model != model:
+            continue
+        if header.weights_hash != weights_hash:
+            raise DataError(
+                f"{path} must answer for weights {weights_hash[:12]}, but it answers for {header.weights_hash[:12]}"
+            )
+        found.append(read_signature(path))
+    if not found:
+        raise DataError(f"{root} must hold signatures of {model!r}, but there is none: run `hspi collect`")
+    return found
+
+
+# ---------------------------------------------------------------- those that were made elsewhere
 
 
 def add(folder: str | Path, *, root: str | Path = ".", track: bool = True) -> dict[str, list[Path]]:
@@ -34,6 +88,8 @@ def add(folder: str | Path, *, root: str | Path = ".", track: bool = True) -> di
 
 
 def _read_all(folder: Path) -> dict[str, list[tuple[Path, Signature]]]:
+    from hspi.signatures.schema import read_signature
+
     paths = sorted(folder.rglob("*.parquet"))
     if not paths:
         raise DataError(f"{folder} must hold signatures (*.parquet), but it holds none")

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -16,8 +9,9 @@ import transformers
 from safetensors.torch import load_file
 from scipy.special import erf
 
-from hspi import reference, zoo
+from hspi import zoo
 from hspi.errors import DataError
+from hspi.reference.logits import likeliest, reference_logprobs
 
 VOCAB = 96
 HEAD = 16
@@ -152,7 +146,7 @@ def exact_logprobs(name: str, ref: zoo.ModelRef, ids: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_equals_an_independent_evaluation_to_float64_precision(name, models, contexts):
-    found = reference.reference_logprobs(models[name], contexts, positions=5)
+    found = reference_logprobs(models[name], contexts, positions=5)
     assert found.shape == (4, 5, VOCAB)
     assert found.dtype == np.float64
     for row, ids in zip(found, contexts, strict=True):
@@ -168,19 +162,19 @@ def test_float64_weights_alone_would_not_be_enough(name, models, contexts):
         logits = zoo.load_model(models[name].path, "fp64", "eager")(torch.from_numpy(ids)[None]).logits[0]
         plain = torch.log_softmax(logits, -1).numpy()
     exact = exact_logprobs(name, models[name], ids)
-    ours = reference.reference_logprobs(models[name], [ids], len(ids))[0]
+    ours = reference_logprobs(models[name], [ids], len(ids))[0]
     assert np.abs(plain - exact).max() > 1000 * np.abs(ours - exact).max()
 
 
 def test_leaves_torch_as_it_was(models, contexts):
-    reference.reference_logprobs(models["llama"], contexts, 1)
+    reference_logprobs(models["llama"], contexts, 1)
     assert torch.get_default_dtype() == torch.float32
     assert torch.ones(2).float().dtype == torch.float32
 
 
 def test_company_changes_nothing_beyond_rounding(models, contexts):
-    together = reference.reference_logprobs(models["qwen3"], contexts, 2)
-    alone = np.concatenate([reference.reference_logprobs(models["qwen3"], [c], 2) for c in contexts])
+    together = reference_logprobs(models["qwen3"], contexts, 2)
+    alone = np.concatenate([reference_logprobs(models["qwen3"], [c], 2) for c in contexts])
     np.testing.assert_allclose(together, alone, rtol=1e-13)
 
 
@@ -190,58 +184,9 @@ def test_company_changes_nothing_beyond_rounding(models, contexts):
 )
 def test_contexts_that_do_not_fit_are_refused(bad, positions, models):
     with pytest.raises(DataError, match=r"^[^\n]+ but got [^\n]+$"):
-        reference.reference_logprobs(models["llama"], bad, positions)
+        reference_logprobs(models["llama"], bad, positions)
 
 
-def test_a_hit_returns_identical_bits_without_the_model(models, contexts, tmp_path):
-    ref = models["neox"]
-    first = reference.cached_reference(ref, "probes", contexts, 3, tmp_path)
-    gone = replace(ref, path=tmp_path / "no such model")
-    again = reference.cached_reference(gone, "probes", contexts, 3, tmp_path)
-    assert first.tobytes() == again.tobytes()
-    assert [p.suffix for p in tmp_path.iterdir()] == [".safetensors"]
-
-
-def test_each_dependency_has_its_own_file(models, tmp_path):
-    ref = models["llama"]
-    keys = [(ref, "a", 1), (ref, "b", 1), (ref, "a", 2), (replace(ref, weights_hash="0"), "a", 1)]
-    assert len({reference.reference_path(*key, tmp_path) for key in keys}) == 4
-
-
-def test_a_truncated_file_is_made_again(models, contexts, tmp_path):
-    ref = models["gemma"]
-    first = reference.cached_reference(ref, "probes", contexts, 2, tmp_path)
-    path = reference.reference_path(ref, "probes", 2, tmp_path)
-    whole = path.read_bytes()
-    for size in (0, 5, 40, len(whole) - 1):
-        path.write_bytes(whole[:size])
-        again = reference.cached_reference(ref, "probes", contexts, 2, tmp_path)
-        assert again.tobytes() == first.tobytes()
-        assert path.read_bytes() == whole
-
-
-WRITER = """
-import os, sys, numpy as np
-from pathlib import Path
-from hspi import reference
-def announce(self, target):
-    print("written", flush=True)
-    sys.stdin.read()
-Path.replace = announce
-reference.write_array(Path(sys.argv[1]), np.zeros((2, 2, 2)))
-"""
-
-
-def test_killed_before_the_rename_nothing_is_read(tmp_path: Path):
-    target = tmp_path / "x.safetensors"
-    child = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "written\n"
-    os.kill(child.pid, signal.SIGKILL)
-    child.communicate()
-    assert not target.exists()
-    assert reference.read_array(target, (2, 2, 2), np.float64) is None
-    reference.write_array(target, np.ones((2, 2, 2)))
-    assert (reference.read_array(target, (2, 2, 2), np.float64) == 1).all()
+def test_slots_are_the_likeliest_tokens_of_the_reference() -> None:
+    reference = np.array([[-3.0, -1.0, -1.0, -0.5]])
+    np.testing.assert_array_equal(likeliest(reference, 3), [[3, 1, 2]])

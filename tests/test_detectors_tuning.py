@@ -14,7 +14,7 @@ import numpy as np
 import optuna
 import pytest
 
-from hspi import tuning
+from hspi.detectors import tuning
 from hspi.detectors.number_format import SampleBench, training_tables
 from hspi.detectors.training import TRAINING_SIZES, Bench
 from synthetic import SEED, World
@@ -127,7 +127,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import synthetic, test_tuning
-from hspi import tuning
+from hspi.detectors import tuning
 tuning.trees = lambda t: {{"n_estimators": 4, "max_depth": t.suggest_int("max_depth", 1, 3)}}
 ready = test_tuning.inputs(synthetic.world())
 tuning.tune(*ready, 50, Path(sys.argv[1]), 0, "data", lambda n, t: print(n, t.number, flush=True))
