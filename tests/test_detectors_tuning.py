@@ -126,10 +126,10 @@ _KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import synthetic, test_tuning
+import synthetic, test_detectors_tuning
 from hspi.detectors import tuning
 tuning.trees = lambda t: {{"n_estimators": 4, "max_depth": t.suggest_int("max_depth", 1, 3)}}
-ready = test_tuning.inputs(synthetic.world())
+ready = test_detectors_tuning.inputs(synthetic.world())
 tuning.tune(*ready, 50, Path(sys.argv[1]), 0, "data", lambda n, t: print(n, t.number, flush=True))
 """
 
