@@ -134,7 +134,13 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # ---------------------------------------------------------------- which tests share a worker
 
-SMOKE = {"test_audits_levels", "test_flows", "test_monitor_live", "test_pipeline"}  # the files that use `smoke`
+SMOKE = {
+    "test_audits_levels",
+    "test_flows",
+    "test_monitor_live",
+    "test_pipeline",
+    "test_python_face",
+}  # the files that use `smoke`
 SPREAD = {"test_numerics_matmul"}  # long, and its tests share nothing: dealt out last, one by one, they fill the gaps
 
 

@@ -207,11 +207,11 @@ def test_what_is_finished_is_not_made_again_and_stale_journals_go(tmp_path: Path
     stale.write_bytes(b"stale")
     (store / "torch-fp32" / collecting.SKIPPED).write_text("{}")
     ticks: list[int] = []
-    found = collecting.collect("torch-fp32", [str(folder)], [spec], NUISANCES[:2], store, ticks.append)
+    found = collecting.collect_platform("torch-fp32", [str(folder)], [spec], NUISANCES[:2], store, ticks.append)
     assert sorted(found) == paths and [p.read_bytes() for p in paths] == before and ticks == [5, 5]
     assert not stale.exists() and not (store / "torch-fp32" / collecting.SKIPPED).exists()
     with pytest.raises(HspiError):
-        collecting.collect("torch-fp32", [str(folder)], [spec], NUISANCES, store)
+        collecting.collect_platform("torch-fp32", [str(folder)], [spec], NUISANCES, store)
 
 
 def test_a_platform_that_cannot_run_here_makes_nothing(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_platform_that_cannot_run_here_makes_nothing(tmp_path: Path) -> None:
 
     lacking = next(p for p in catalogue.CATALOGUE.values() if not machine.availability(p).runnable)
     with pytest.raises(PlatformError, match=f"{lacking.id} must be runnable on this machine"):
-        collecting.collect(lacking.id, ["llama"], [SPEC], NUISANCES, tmp_path)
+        collecting.collect_platform(lacking.id, ["llama"], [SPEC], NUISANCES, tmp_path)
     assert not list(tmp_path.iterdir())
     why = collecting.note_skipped(lacking.id, tmp_path)
     note = json.loads((tmp_path / lacking.id / collecting.SKIPPED).read_text())
@@ -230,7 +230,7 @@ def test_a_platform_that_cannot_run_here_makes_nothing(tmp_path: Path) -> None:
 def test_a_child_s_error_is_raised_as_its_own_line(tmp_path: Path) -> None:
     absent = [str(tmp_path / "absent-a"), str(tmp_path / "absent-b")]
     with pytest.raises(PlatformError, match=r"absent-[ab]") as caught:
-        collecting.collect("torch-fp32", absent, [SPEC], NUISANCES, tmp_path, processes=2)
+        collecting.collect_platform("torch-fp32", absent, [SPEC], NUISANCES, tmp_path, processes=2)
     assert len(str(caught.value).splitlines()) == 1
     assert not list(iter_store(tmp_path))
 

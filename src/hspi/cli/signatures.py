@@ -59,14 +59,15 @@ def collect(
     from hspi.signatures import collect as collecting
 
     p = params.load(params_file)
-    specs = [p.probes.spec(name) for name in sets or p.probes.sets]
-    nuisances = [Nuisance(f"b{b}", b) for b in batch_sizes] or p.nuisances
-    chosen = list(models or p.models)
+    probes = sum(p.probes.spec(name).size for name in sets or p.probes.sets) * len(batch_sizes or p.nuisances)
     if base_url:
+        specs = [p.probes.spec(name) for name in sets or p.probes.sets]
+        nuisances = [Nuisance(f"b{b}", b) for b in batch_sizes] or p.nuisances
+        chosen = list(models or p.models)
         platform = _labelled(platform_id, record)
         if len(chosen) != 1:
             raise click.UsageError("--base-url serves one model: name it with --model")
-        with Ticker(progress, len(nuisances) * sum(s.size for s in specs), platform_id) as tick:
+        with Ticker(progress, probes, platform_id) as tick:
             name = served_name or chosen[0]
             collecting.collect_running(platform, base_url, name, chosen[0], specs, nuisances, out, tick)
         return
@@ -76,8 +77,8 @@ def collect(
     if skip_unavailable and not machine.availability(platform).runnable:
         click.echo(f"{platform_id} skipped: {collecting.note_skipped(platform_id, out)}")
         return
-    with Ticker(progress, len(chosen) * len(nuisances) * sum(s.size for s in specs), platform_id) as tick:
-        collecting.collect(platform_id, chosen, specs, nuisances, out, tick, jobs or p.collect.jobs)
+    with Ticker(progress, probes * len(models or p.models), platform_id) as tick:
+        collecting.collect(platform_id, models, sets, batch_sizes, out=out, params=params_file, jobs=jobs, tick=tick)
 
 
 def _labelled(platform_id: str, record: str | None) -> Platform:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from hspi import params as parameters
 from hspi import probes, zoo
 from hspi.errors import DataError, HspiError, PlatformError
 from hspi.files import write_json
@@ -26,7 +27,7 @@ from hspi.platforms.record import Adapter, LogProbs, Nuisance, Platform
 from hspi.probes import ProbeSet, ProbeSpec
 from hspi.signatures.journal import Journal, to_batch
 from hspi.signatures.schema import Header, read_header
-from hspi.signatures.store import signature_path
+from hspi.signatures.store import STORE, signature_path
 from hspi.signatures.top_k import top_k
 
 SKIPPED = "SKIPPED.json"  # stands where signatures would, on a machine that cannot make them
@@ -142,6 +143,30 @@ def collect_model(
 
 
 def collect(
+    platform: str,
+    models: Sequence[str] = (),
+    sets: Sequence[str] = (),
+    batch_sizes: Sequence[int] = (),
+    *,
+    out: str | Path = STORE,
+    params: str | Path = "params.yaml",
+    jobs: int | None = None,
+    tick: Tick = lambda n: None,
+) -> list[Path]:
+    """Make the signatures of one platform of the catalogue; killed and called again, it goes on where it stopped.
+
+    models: zoo ids, folders or hub ids; sets: names of probe sets; batch_sizes: of the nuisance settings; jobs:
+    processes that share the models. What is left out comes from `params`. tick: is told how many probes more are done.
+    Returns the files, OUT/<platform>/<model>/<set>.<nuisance>.parquet. One process runs one platform: libraries choose
+    their code paths once. Raises PlatformError if this machine or process cannot run it, UnknownName, ModelError.
+    """
+    p = parameters.load(params)
+    specs = [p.probes.spec(name) for name in sets or p.probes.sets]
+    nuisances = [Nuisance(f"b{b}", b) for b in batch_sizes] or p.nuisances
+    return collect_platform(platform, list(models or p.models), specs, nuisances, out, tick, jobs or p.collect.jobs)
+
+
+def collect_platform(
     platform_id: str,
     models: Sequence[str],
     specs: Sequence[ProbeSpec],
