@@ -326,7 +326,7 @@ def test_another_verdict_in_a_sealed_folder_is_refused(sealed: Path, tmp_path: P
     for name, value in (("outcome", "consistent"), ("answer", "fp32-other"), ("claim_p_value", 0.5)):
         write_json(tmp_path / "forged" / "verdict.json", {**said, name: value})
         folders.seal(tmp_path / "forged")
-        with pytest.raises(DataError, match="verdict again"):
+        with pytest.raises(DataError, match="verdict again, "):
             rescore(tmp_path / "forged")
 
 

@@ -209,8 +209,11 @@ def rescore(folder: Path, say: Say = silent) -> Audit:
     """Score a sealed folder again, offline. Raises DataError if a byte changed or the verdict would be another."""
     check_seal(folder)
     found = asyncio.run(_conduct(load(folder), None, folder, say))
-    if found.verdict is None or not found.verdict.agrees_with(read_json(folder / "verdict.json")):
-        raise DataError(f"{folder} must score to its verdict again, but it does not with these versions")
+    sealed, verdict = read_json(folder / "verdict.json"), found.verdict
+    if verdict is None or not verdict.agrees_with(sealed):
+        now = "nothing" if verdict is None else f"{verdict.outcome} ({verdict.answer})"
+        was = f"{sealed.get('outcome')} ({sealed.get('answer')})"
+        raise DataError(f"{folder} must score to its verdict again, {was}, but with these versions it scores {now}")
     return found
 
 
