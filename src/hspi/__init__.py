@@ -33,6 +33,9 @@ __all__ = ["Platform", "Verdict", "audit", "collect", "judge"]
 def __getattr__(name: str) -> Any:
     if name not in _FACE:
         raise AttributeError(f"module 'hspi' has no attribute {name!r}")
+    from hspi.quiet import be_quiet
+
+    be_quiet()  # as the command line does, before heavy packages are imported
     return getattr(import_module(_FACE[name]), name)
 
 
