@@ -14,7 +14,6 @@ Answers and verdicts are kept in --out, one line an audit; started again, it goe
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import signal
@@ -25,8 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from functools import cache
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,14 +33,17 @@ from urllib.request import urlopen
 import numpy as np
 
 from hspi import judging, params, zoo
-from hspi.audits import candidates, conduct, material
-from hspi.client import Endpoint
+from hspi.audits import candidates, material
+from hspi.audits.levels import residual
+from hspi.audits.material import Material
+from hspi.audits.run import Project, Request, silent, start
 from hspi.detectors.detector import Detector
+from hspi.detectors.virtual_families import Families
 from hspi.evaluation.measures import wilson
 from hspi.platforms import catalogue
 from hspi.signatures.store import STORE
 
-CONCURRENCY = 8
+CANDIDATES = "store,emulated"
 Row = dict[str, Any]
 
 
@@ -94,36 +95,34 @@ class World:
         self.params = params.load()
         self.ref = zoo.resolve(model)
 
-    @cache  # noqa: B019 - two models at most
+    @cached_property
     def detector(self) -> Detector:
         """The detector, with the store's signatures and no others as candidates."""
-        full = judging.load_detector(None)
-        bare = Detector(full.verifier, full.number_format, full.calibration, {}, {})
-        kinds = ("store", "emulated")
-        return candidates.gather(bare, self.ref, kinds, self.params, self.store, self.cache, lambda line: None)[0]
+        bare, kinds = judging.load_detector().without_libraries(), candidates.parse_kinds(CANDIDATES)
+        return candidates.gather(bare, self.ref, kinds, self.params, self.store, self.cache, silent)[0]
+
+    @property
+    def told(self) -> Families:
+        """What verdicts tell apart."""
+        return self.detector.told(self.model)
 
     def servable(self) -> list[str]:
         from hspi.platforms import machine
 
-        ids = self.detector().library(self.model).platform_ids
-        return [i for i in ids if machine.availability(catalogue.get(i)).runnable]
+        return [i for i in self.told.platform_ids if machine.availability(catalogue.get(i)).runnable]
 
-    def material(self, claim: str | None, order: int, budget: int) -> material.Material:
-        """What `hspi audit` would bring, with the probes in the order that `order` draws."""
-        made = self._material()
-        settings = replace(made.settings, claim=claim, order=order, budget=budget)
-        drawn = np.random.default_rng([settings.seed, order]).permutation(len(made.probes))
-        return replace(made, settings=settings, probes=[made.probes[i] for i in drawn[:budget]])
 
-    @cache  # noqa: B019
-    def _material(self) -> material.Material:
-        settings = material.Settings(
-            base_url="loopback", served=self.model, model=self.model, weights_hash=self.ref.weights_hash, claim=None,
-            alpha=0.01, budget=10**9, price=None, window=CONCURRENCY * 3 // 2 + 1, candidates=["store", "emulated"],
-            seed=self.params.evaluation.seed,
-        )  # fmt: skip
-        specs = [self.params.probes.spec(s) for s in self.params.probes.sets]
-        return material.prepare(settings, self.detector(), specs, self.ref)
+class Gathered(Project):
+    """The project as `hspi audit` finds it, but its candidates are those of the world, gathered once for all audits."""
+
+    def __init__(self, world: World, request: Request) -> None:
+        super().__init__(request)
+        self.world, self.scores = world, world.cache / "scores"
+        self.refer = partial(residual.refer, self.ref, cache=world.cache / "references")
+
+    def material(self) -> Material:
+        specs = [self.params.probes.spec(name) for name in self.params.probes.sets]
+        return material.prepare(self.settings, self.world.detector, specs, self.ref)
 
 
 def platform_audits(world: World, platform: str, results: Results, args: argparse.Namespace) -> None:
@@ -142,9 +141,7 @@ def platform_audits(world: World, platform: str, results: Results, args: argpars
 def _other_formats(world: World, platform: str, args: argparse.Namespace) -> list[str]:
     """Claims of other number formats than the platform's, another draw for each platform and model."""
     own = catalogue.get(platform).number_format
-    ids = [
-        i for i in world.detector().library(world.model).classes.platform_ids if catalogue.get(i).number_format != own
-    ]
+    ids = [i for i in world.told.platform_ids if catalogue.get(i).number_format != own]
     rng = np.random.default_rng([len(platform), *platform.encode(), *world.model.encode()])
     return [str(i) for i in rng.permutation(ids)[: args.false_claims]]
 
@@ -192,23 +189,19 @@ def changed_weights(ref: zoo.ModelRef, root: Path) -> Iterator[tuple[str, Path]]
 
 def one_audit(world: World, name: str, served: str, claim: str | None, order: int, url: str, max_tokens: int) -> Row:
     began = time.perf_counter()
+    request = Request(
+        base_url=url, served=world.model, weights=world.model, claim=claim, order=order, max_tokens=max_tokens,
+        candidates=CANDIDATES,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        found = asyncio.run(_audit(world.material(claim, order, max_tokens), url, Path(folder)))
-    classes = world.detector().library(world.model).classes
-    known = served in classes.platform_ids
-    truth = classes.name(classes.label[classes.platform_ids.index(served)]) if known else ""
+        found = start(request, Path(folder), supply=Gathered(world, request)).verdict
+    assert found is not None, "not a dry run"
+    truth = world.told.names[world.told.index(served)] if served in world.told.platform_ids else ""
     return {
         "name": name, "model": world.model, "served": served, "engine": catalogue.get(served.partition("+")[0]).engine,
         "claim": claim, "honest": served == claim, "outcome": found.outcome, "answer": found.answer, "truth": truth,
         "p": found.claim_p_value, "tokens": found.output_tokens, "seconds": round(time.perf_counter() - began, 2),
     }  # fmt: skip
-
-
-async def _audit(made: material.Material, url: str, folder: Path) -> Any:
-    async with Endpoint(url, "", CONCURRENCY) as endpoint:
-        _, found = await conduct.audit(made, endpoint, folder, lambda line: None)
-    assert found is not None
-    return found
 
 
 @contextmanager

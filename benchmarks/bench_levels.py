@@ -25,7 +25,7 @@ from hspi.detectors.detector import Detector
 from hspi.detectors.estimators import Boosted
 from hspi.detectors.number_format import BITS, BLOCKS, Formats, NumberFormat, SampleBench, format_of
 from hspi.evidence.explained import explained_statistics
-from hspi.evidence.library import Library
+from hspi.evidence.library import Library, features
 
 ALPHA, K, ORDERS, DRAWS = 0.01, 20, 2, 3
 
@@ -104,8 +104,8 @@ def fitted(benches: list[SampleBench], without: str | None) -> NumberFormat:
     return NumberFormat(Boosted().fit(np.concatenate(xs), np.concatenate(ys)))
 
 
-def main(features: str, seed: int, platforms: bool) -> None:
-    loaded = features(features)
+def main(folder: str, seed: int, platforms: bool) -> None:
+    loaded = features(folder)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for library in loaded:
         sequential(library, seed, 0, counts)

@@ -25,12 +25,11 @@ SETTINGS = ["b1", "b4", "b7"]  # an emulated product has the same bits in every 
 TOP_K = 20
 
 
-def verdicts(world: World, detector: Path, books: int) -> list[dict[str, Any]]:
+def verdicts(world: World, folder: Path, books: int) -> list[dict[str, Any]]:
     """For each condition: the share of right, unknown and wrong answers, and of true claims contradicted."""
     each, library = list(enumerate(world.architectures)), world.library()
-    detector = joined(world, Detector.load(detector), library)
-    rows = []
-    for condition, cases in {
+    detector = joined(world, Detector.load(folder), library)
+    conditions: dict[str, list[tuple[int, Answers, Detector]]] = {
         "plan in the library": [(c, x, detector) for (c, _), x in library.items()],
         "plan left out": [(c, x, without(world, detector, n)) for (c, n), x in library.items()],
         "foreign plan": [(c, world.run(a, PlanBook(n)), detector) for c, a in each for n in FOREIGN],
@@ -40,7 +39,9 @@ def verdicts(world: World, detector: Path, books: int) -> list[dict[str, Any]]:
         "plan differs by layer": [
             (c, world.run(a, world.layered_book(c, i)), detector) for c, a in each for i in range(books)
         ],
-    }.items():
+    }
+    rows = []
+    for condition, cases in conditions.items():
         found = [judged(world, truth, answers, judge) for truth, answers, judge in cases]
         outcome = Counter(f[0] for f in found)
         rows.append(
@@ -74,10 +75,10 @@ def joined(world: World, trained: Detector, library: dict[tuple[int, str], Answe
     gpus = [p.hardware.removeprefix("virtual ") for p in world.classes.values()]
     platforms = [virtual(gpus[c], world.dtype, n) for c, n in library]
     logprobs, rank = (np.stack([getattr(x, name) for x in library.values()]) for name in ("logprobs", "rank"))
-    raw = np.take_along_axis(logprobs, np.argsort(rank, axis=2, kind="stable"), axis=2)
-    three = [np.repeat(x[:, None], len(SETTINGS), axis=1) for x in (logprobs, rank, np.nan_to_num(raw, nan=-99.0))]
+    raw = np.nan_to_num(np.take_along_axis(logprobs, np.argsort(rank, axis=2, kind="stable"), axis=2), nan=-99.0)
+    logprobs, rank, raw = (np.repeat(x[:, None], len(SETTINGS), axis=1) for x in (logprobs, rank, raw))
     probes = [("text", i) for i in range(len(world.contexts))]
-    data = Aligned(world.model, platforms, SETTINGS, probes, world.slots, world.reference, *three)
+    data = Aligned(world.model, platforms, SETTINGS, probes, world.slots, world.reference, logprobs, rank, raw)
     return replace(trained, libraries={world.model: Library(data, by_bits(data))})
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hspi import params, probes, zoo
 from hspi.evidence.aligned import place
@@ -18,6 +17,7 @@ from hspi.plan_search.search import Answers, Seen, Workbench
 from hspi.platforms.opening import open_adapter
 from hspi.platforms.record import Platform
 from hspi.platforms.virtual.catalogue import VIRTUAL, arithmetic_class, units_of
+from hspi.platforms.virtual.gpu import VirtualGpuAdapter
 from hspi.platforms.virtual.plans import PLANS, PlanBook
 from hspi.reference.logits import likeliest, reference_logprobs
 from hspi.signatures.top_k import top_k
@@ -52,7 +52,9 @@ class World:
         full = reference_logprobs(self.ref, self.contexts, 1)[:, 0]
         self.slots = likeliest(full)
         self.reference = np.take_along_axis(full, self.slots, axis=1)
-        self.adapter: Any = open_adapter(platforms[0], self.ref.path)
+        adapter = open_adapter(platforms[0], self.ref.path)
+        assert isinstance(adapter, VirtualGpuAdapter)
+        self.adapter = adapter
         self.adapter.logprobs(self.contexts[:1], 1)
         lengths = dict(self.adapter.products)
         order = sorted(lengths, key=lambda p: p in ("qk", "pv"))
@@ -112,7 +114,7 @@ class World:
         if self.file is None:
             return
         rows = [(a, key, x) for a, some in self.bench._kept.items() for key, x in some.items()]
-        arrays: dict[str, npt.NDArray[Any]] = {
+        arrays: dict[str, Any] = {
             "keys": np.array(json.dumps([(a, list(key)) for a, key, _ in rows])),
             "lp": np.stack([x.logprobs for *_, x in rows]),
             "rank": np.stack([x.rank for *_, x in rows]),

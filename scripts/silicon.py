@@ -57,8 +57,8 @@ def main() -> int:
     p.add_argument("--no-model", action="store_true")
     p.add_argument("--simulate", metavar="ARCHITECTURE", help="numerics in the place of a chip, to try the harness")
     args = p.parse_args()
-    simulated = [SimulatedChip(args.simulate, KernelPlan(split_k=3))] if args.simulate else None
-    chips: list[Chip] = list(simulated or [NvidiaChip(b) for b in backends()] or [NvidiaChip()])
+    simulated: list[Chip] = [SimulatedChip(args.simulate, KernelPlan(split_k=3))] if args.simulate else []
+    chips: list[Chip] = simulated or [NvidiaChip(b) for b in backends()] or [NvidiaChip()]
     args.out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "chips": []}
     for chip in chips:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "src" / "hspi"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "hspi"
 TOOLS = {"mlflow", "dvc", "prefect", "click"}
 MAY = {("tracking", "mlflow"), ("cli", "click"), ("tracking", "optuna"), ("detectors", "optuna")}
 
@@ -138,7 +141,16 @@ def test_tools_stay_in_their_rooms(path: Path) -> None:
 def test_flows_call_verbs_and_stages_alone() -> None:
     """They read parameters and reports and call public functions; the science is behind DVC's stages."""
     allowed = {"errors", "quiet", "params", "evaluation.pairs", "audits.run", "monitor", "history", "tracking", "cli"}
-    for path in (PACKAGE.parent.parent / "flows").glob("*.py"):
+    for path in (ROOT / "flows").glob("*.py"):
         used = {m.removeprefix("hspi.") for m in imports(path) if m.startswith("hspi.")}
         strangers = {m for m in used if not any(f"{m}.".startswith(f"{a}.") for a in allowed)}
         assert not strangers, f"{path}: {strangers}"
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "scripts"])
+def test_what_stands_beside_the_package_imports(folder: str) -> None:
+    """In a process of its own, for virtual_world.py adds kernel plans to hspi's."""
+    names = sorted(path.stem for path in (ROOT / folder).glob("*.py"))
+    code = "import importlib, sys; sys.path.insert(0, sys.argv[1]); [importlib.import_module(n) for n in sys.argv[2:]]"
+    done = subprocess.run([sys.executable, "-c", code, str(ROOT / folder), *names], capture_output=True, text=True)
+    assert names and done.returncode == 0, done.stderr

@@ -193,3 +193,21 @@ def test_benchmarks_say_what_they_do(script: str) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / script), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage:") and len(done.stdout) > 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        "bench_client.py --requests 8 --rounds 1 --milliseconds 1",
+        "bench_collect.py --repeats 1 --batch-size 16",
+        "bench_evidence.py --repeats 1 --top-k 5",
+        "bench_matmul.py --quick --only ampere-bf16",
+        "bench_scoring.py --candidates 4 --answers 2",
+    ],
+)
+def test_cheap_benchmarks_run(words: str) -> None:
+    script, *options = words.split()
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr

@@ -36,8 +36,11 @@ SHAPES = {  # (rows, out features, in features) of language models' layers
 class Chip(Protocol):
     """What runs the products. `facts`: GPU, driver and versions, for provenance; `types`: input types it has."""
 
-    architecture: str
-    types: tuple[str, ...]
+    @property
+    def architecture(self) -> str: ...
+
+    @property
+    def types(self) -> tuple[str, ...]: ...
 
     def facts(self) -> dict[str, str]: ...
 
