@@ -79,12 +79,6 @@ class Params:
             if twice := sorted({str(n) for n in names if names.count(n) > 1}):
                 raise ConfigError(f"{what} must be named once each, but {', '.join(twice)} comes again")
 
-    def nuisance(self, name: str) -> Nuisance:
-        for n in self.nuisances:
-            if n.name == name:
-                return n
-        raise ConfigError(f"nuisance must be one of {', '.join(n.name for n in self.nuisances)}, but got {name!r}")
-
 
 def load(path: str | Path = "params.yaml") -> Params:
     """Read and validate. Raises ConfigError that names the key, what must hold and what came."""

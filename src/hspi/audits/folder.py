@@ -217,7 +217,7 @@ def check_seal(folder: Path) -> str:
     present = {str(p.relative_to(folder)): p for p in _files(folder)}
     for name in sorted({*sealed, *present}):
         if name not in present:
-            raise DataError(f"{folder / name} must be in the detector, but it is missing")
+            raise DataError(f"{folder / name} must be in the sealed folder, but it is missing")
         if name not in sealed:
             raise DataError(f"{folder / name} must be listed in {MANIFEST}, but it is not")
         if digest(present[name]) != sealed[name]:

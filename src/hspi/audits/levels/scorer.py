@@ -153,7 +153,7 @@ class Evidence:
 
     told: Families
     martingales: Martingales
-    ties: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))  # the same in every replay
+    ties: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))  # the same at each scoring
 
     def add(self, scores: F32) -> npt.NDArray[np.float64]:
         """scores (VIEWS, C, S) of the next probe → ln E against each class, (classes,).
