@@ -206,7 +206,7 @@ def test_the_run_in_mlflow_holds_what_the_files_hold(smoke: Tree) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_moved_checkout_serves_its_champion(smoke: Tree, tmp_path: Path) -> None:
-    """Over HTTP, from the registry, as anyone would; the answer is the bundle's own."""
+    """Over HTTP, from the registry, as anyone would; the answer is the detector's own."""
     moved = Tree(tmp_path / "moved")
     shutil.copytree(smoke.path / "mlruns", moved.path / "mlruns")
     shutil.copytree(smoke.path / "src", moved.path / "src")

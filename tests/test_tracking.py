@@ -191,7 +191,7 @@ def test_only_a_better_one_becomes_champion(root: Path, train: Train, metrics: d
     assert (tracking.champion_path(root) / "facts.json").read_text() == ("[]" if wins else "{}")
 
 
-def test_on_another_evaluation_set_both_bundles_are_scored_anew(root: Path, train: Train) -> None:
+def test_on_another_evaluation_set_both_detectors_are_scored_anew(root: Path, train: Train) -> None:
     """What they scored elsewhere, and under a stricter protocol, counts for neither."""
     tracking.register(train("{}"), GOOD, "set")
     second = train("[]")

@@ -52,7 +52,7 @@ def serve(platform_id: str, model: str, host: str, port: int, max_batch: int, se
 @click.option("--candidates", default="store,emulated", show_default=True, help="Some of local,store,emulated.")
 @click.option("--detector", type=click.Path(path_type=Path), help="Its folder. Default: champion, else the last.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the evidence.")
-@click.option("--replay", "replayed", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
+@click.option("--replay", "sealed", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
               help="Score a finished audit again, offline.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Find out what the endpoint gives, print the plan, stop.")
 @click.option("--html", "open_html", is_flag=True, help="Say where the HTML report is.")
@@ -65,7 +65,7 @@ def audit(
     base_url: str | None,
     served: str | None,
     weights: str | None,
-    replayed: Path | None,
+    sealed: Path | None,
     out: Path | None,
     dry_run: bool,
     open_html: bool,
@@ -88,8 +88,8 @@ def audit(
     def say(line: str) -> None:
         click.echo(line, err=as_json)
 
-    if replayed is not None:
-        _finish(ctx, run.rescore(replayed, say), as_json, open_html)
+    if sealed is not None:
+        _finish(ctx, run.rescore(sealed, say), as_json, open_html)
         return
     request = request_of(base_url, served, weights, options)
     found = run.start(request, out, say=say, dry_run=dry_run)

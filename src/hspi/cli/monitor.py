@@ -11,7 +11,7 @@ import click
 from hspi.cli.audit import audit, request_of
 from hspi.cli.common import json_option, show
 
-OF_ONE_AUDIT = {"out", "replayed", "dry_run", "open_html", "no_mlflow", "as_json"}  # options that make no sense here
+OF_ONE_AUDIT = {"out", "sealed", "dry_run", "open_html", "no_mlflow", "as_json"}  # options that make no sense here
 AUDIT_OPTIONS = [p for p in audit.params if p.name not in OF_ONE_AUDIT]
 COLUMNS = ["time", "outcome", "answer", "alert", "claim_p_value", "tokens", "level", "news"]
 

@@ -20,7 +20,7 @@ from hspi.detectors.estimators import Boosted
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.distribution import DISTRIBUTION_FEATURES, GRID_BITS, grid_statistics
 from hspi.evidence.explained import EXPLAINED_STATISTICS as COLUMNS
-from hspi.evidence.explained import all_statistics, class_features, explained_statistics, family_features
+from hspi.evidence.explained import all_statistics, class_features, explained_statistics, format_features
 from hspi.evidence.library import Library
 from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32
@@ -28,7 +28,7 @@ from hspi.platforms.record import Platform
 from hspi.splits import Index, ProbeSplit, draw, partitions, split_probes
 
 FORMATS = {
-    "int8-weights": "int8",  # the coarsest rounding is the weights'; activations in int8 or float are the same family
+    "int8-weights": "int8",  # the coarsest rounding is the weights'; activations in int8 or float are the same format
     "int4-weights": "int4",
     "int8-int4-weights": "int4",  # int8 activations are finer than 4-bit weights
     "fp8-weights": "fp8-e4m3",  # quanto's qfloat8 and torchao's default are OCP E4M3
@@ -90,7 +90,7 @@ class Formats:
 class NumberFormat:
     """The detector of number formats: fitted on samples of known platforms, it tells the format of an observation.
 
-    trees: of the features of `evidence.explained.family_features`; their classes are the formats seen in training.
+    trees: of the features of `evidence.explained.format_features`; their classes are the formats seen in training.
     """
 
     trees: Boosted
@@ -113,7 +113,7 @@ class NumberFormat:
     def of_statistics(self, statistics: F32) -> Formats:
         """The same from statistics (n, len(EXPLAINED_STATISTICS)) of n probes, at least BLOCKS."""
         means = np.stack([statistics[i::BLOCKS].mean(axis=0) for i in range(BLOCKS)])
-        p = self.trees.predict_proba(family_features(means))
+        p = self.trees.predict_proba(format_features(means))
         ends = {f: (float(p[:, i].min()), float(p[:, i].max())) for i, f in enumerate(self.formats)}
         mean = statistics.mean(axis=0)
         own, foretold = (float(mean[COLUMNS.index(name)]) + 1e-30 for name in ("rr", "xx_bf16"))
@@ -122,7 +122,7 @@ class NumberFormat:
     def posterior(self, reference: Aligned, seen: Observation) -> dict[str, float]:
         """{format: probability} from all answers together, however few."""
         mean = explained_statistics(seen.beside(reference), 0, 0, seen.ids.shape[1]).mean(axis=0, keepdims=True)
-        return dict(zip(self.formats, self.trees.predict_proba(family_features(mean))[0].tolist(), strict=True))
+        return dict(zip(self.formats, self.trees.predict_proba(format_features(mean))[0].tolist(), strict=True))
 
     def save(self, path: Path) -> None:
         self.trees.save(path)
@@ -148,9 +148,9 @@ def lean(seen: Observation) -> str:
 PROBES, TOP_K = 32, 20
 TRAINING_SAMPLES = 12  # of each platform and setting
 
-# `residual` tells the family on any model; `residual-classes` adds what holds on the models trained on alone
+# `residual` tells the number format on any model; `residual-classes` adds what holds on the models trained on alone
 FEATURES: dict[str, Callable[[F32], F32]] = {
-    "residual": family_features,
+    "residual": format_features,
     "residual-classes": class_features,
     "distribution": lambda mean: mean,
 }

@@ -73,8 +73,8 @@ def log_loss(scores: np.ndarray, truth: np.ndarray) -> float:
     return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), truth]).mean())
 
 
-def _family_goal(tables: Sequence[tuple[Any, Any]], trial: optuna.Trial) -> float:
-    """Error of the number-format family on a model left out, models in turn."""
+def _format_goal(tables: Sequence[tuple[Any, Any]], trial: optuna.Trial) -> float:
+    """Error of the number format on a model left out, models in turn."""
     parameters = trees(trial)
     errors: list[float] = []
     for i, (x, y) in enumerate(tables):
@@ -89,7 +89,7 @@ def _family_goal(tables: Sequence[tuple[Any, Any]], trial: optuna.Trial) -> floa
 
 def tune(
     benches: Sequence[Bench],
-    family_tables: Sequence[tuple[Any, Any]],
+    format_tables: Sequence[tuple[Any, Any]],
     trials: int,
     journal: Path,
     seed: int,
@@ -98,7 +98,7 @@ def tune(
 ) -> dict[str, dict[str, Any]]:
     """Search until each study holds `trials` finished trials. Returns the best parameters of each.
 
-    fingerprint names the data, so that trials on other data are not counted; family_tables: (X, y) of each model's
+    fingerprint names the data, so that trials on other data are not counted; format_tables: (X, y) of each model's
     training probes, for the classifier.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -106,7 +106,7 @@ def tune(
     storage = JournalStorage(JournalFileBackend(str(journal)))
     goals: dict[str, Callable[[optuna.Trial], float]] = {
         "verifier": lambda t: _verifier_goal(benches, t),
-        "classifier": lambda t: _family_goal(family_tables, t),
+        "classifier": lambda t: _format_goal(format_tables, t),
     }
     best = {}
     for name, goal in goals.items():

@@ -50,7 +50,7 @@ class Platform:
 
     @property
     def number_format(self) -> str:
-        """The family of formats that rounds the answers: the quantization where there is one, else the dtype."""
+        """What rounds the answers: the quantization where there is one, else the dtype."""
         return self.dtype if self.quantization == "none" else self.quantization
 
     def computes_as(self, other: Platform) -> bool:
