@@ -15,8 +15,8 @@ from hspi.evidence.aligned import Aligned
 from hspi.evidence.explained import (
     CLASS_FEATURES,
     EXPLAINED_STATISTICS,
-    FORMATS,
     FORMAT_FEATURES,
+    FORMATS,
     all_statistics,
     class_features,
     explained_statistics,
@@ -109,7 +109,7 @@ def foretold(ref: zoo.ModelRef, contexts: list[np.ndarray]) -> np.ndarray:
     ],
     ids=["e4m3", "e3m4", "mxint8", "int8", "int4"],
 )
-def test_weights_rounded_by_other_code_are_explained_by_their_own_family(
+def test_weights_rounded_by_other_code_are_explained_by_their_own_format(
     rounder: object, named: str, ref: zoo.ModelRef, contexts: list[np.ndarray], foretold: np.ndarray
 ) -> None:
     plain = answers(ref, contexts)

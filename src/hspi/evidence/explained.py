@@ -98,7 +98,7 @@ def all_statistics(data: Aligned, k: int) -> F32:
 
 
 def format_features(mean: F32) -> F32:
-    """What tells a number format on any model, from the mean of a sample's probes: (..., F) → (..., len(FORMAT_FEATURES)).
+    """What tells a format on any model, from the mean of a sample's probes: (..., F) → (..., len(FORMAT_FEATURES)).
 
     mean begins with EXPLAINED_STATISTICS. One format at most explains, the best; size is log2 of the residual's over
     that of bf16's rounding, in whole steps. All are saturated or stepped: trees cut at values that they saw, and a
