@@ -217,7 +217,7 @@ def test_false_alarms_over_honest_audits_stay_below_alpha(tmp_path: Path) -> Non
     from hspi.evidence.observation import Observation
     from hspi.signatures.top_k import top_k
 
-    scorer, alarms, audits = ReplayScorer.of(world.detector(), "toy", 20, world.SEED), 0, 0
+    scorer, alarms, audits = ReplayScorer(world.detector(), "toy", 20, world.SEED), 0, 0
     for label, name in enumerate(scorer.told.platform_ids):
         for setting in range(20, 28):
             probes = [p.id for p in world.material("http://h", seed=setting).probes]

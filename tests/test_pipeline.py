@@ -187,15 +187,15 @@ def test_an_experiment_in_a_temporary_copy_logs_to_this_store(smoke: Tree) -> No
     smoke.run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q", "--allow-empty", "-m", "lock")
     shown = smoke.run("dvc", "exp", "run", "--temp", "-S", "evaluation.seed=2")
     assert "Ran experiment" in shown
-    with tracking.open_store(smoke.path) as client:
-        assert len(client.search_model_versions(f"name = '{tracking.MODEL}'")) == 2
+    with tracking.store.open_store(smoke.path) as client:
+        assert len(client.search_model_versions(f"name = '{tracking.registry.MODEL}'")) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_run_in_mlflow_holds_what_the_files_hold(smoke: Tree) -> None:
     run_id = json.loads((smoke.path / "models/run.json").read_text())["run_id"]
-    with tracking.open_store(smoke.path) as client:
+    with tracking.store.open_store(smoke.path) as client:
         data = client.get_run(run_id).data
     written = json.loads((smoke.path / "reports/metrics.json").read_text())
     written |= pair_metrics(smoke.path / "reports/tables/pair_accuracy.csv")

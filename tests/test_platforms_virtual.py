@@ -12,7 +12,8 @@ from hspi.numerics.architectures import GPUS
 from hspi.numerics.batched import matmul_batched
 from hspi.numerics.formats import format_of, round_to
 from hspi.numerics.matmul import matmul
-from hspi.platforms import CATALOGUE, get, open_adapter
+from hspi.platforms.catalogue import CATALOGUE, get
+from hspi.platforms.opening import open_adapter
 from hspi.platforms.virtual.catalogue import VIRTUAL, alike, arithmetic_class, family, virtual
 from hspi.platforms.virtual.plans import PLANS, PlanBook
 from test_platforms_adapters import ARCHITECTURES, check_conformance, contexts, make_model

@@ -6,9 +6,7 @@ adding its signatures, with no retraining. Nothing here knows platforms by name.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +15,7 @@ import numpy.typing as npt
 from hspi.detectors.estimators import Boosted
 from hspi.errors import DataError
 from hspi.evidence.aligned import Aligned
+from hspi.evidence.cores import on_all_cores
 from hspi.evidence.equivalence import Classes
 from hspi.evidence.replay import (
     DIRECTION,
@@ -121,8 +120,7 @@ def own_distances(data: Aligned, k: int, without: Sequence[int | None] = (None,)
         for a in range(s):
             statistics[i, a] = pair_statistics(own[0][a], own[1][a], *own, data.reference, k)
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as workers:  # the kernel holds no lock
-        list(workers.map(fill, range(c)))
+    on_all_cores(fill, range(c))
     return np.stack([self_features(statistics, _less(data.present, setting), k) for setting in without])
 
 

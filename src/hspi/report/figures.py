@@ -232,6 +232,3 @@ def factors(evaluation: Evaluation) -> Picture:
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel("share of answers whose value is the true one")
     return picture("by_factor", fig, "How often the answer has the true engine, number format, attention and so on.")
-
-
-__all__ = ["Picture", "draw"]

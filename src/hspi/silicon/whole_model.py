@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from hspi import params, probes, zoo
-from hspi.platforms import get, open_adapter
+from hspi.platforms.catalogue import get
+from hspi.platforms.opening import open_adapter
 from hspi.platforms.record import Adapter, Platform
 from hspi.platforms.virtual.catalogue import VIRTUAL
 from hspi.platforms.virtual.plans import PLANS, PlanBook
