@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import httpx2 as httpx
     from openai import AsyncOpenAI
 
-Route = Literal["completions", "chat/completions", "models"]
+Route = Literal["completions", "chat/completions"]
 
 MAX_BODY = 4 << 20
 STRUCK_OUT = "[key]"
@@ -109,7 +109,6 @@ class Endpoint:
     max_body: int = MAX_BODY
     transport: httpx.AsyncBaseTransport | None = None
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    attempts: int = 0
     _client: AsyncOpenAI | None = None
     _gate: asyncio.Semaphore | None = None
 
@@ -156,7 +155,6 @@ class Endpoint:
             wait = None
             try:
                 async with self._gate, asyncio.timeout(self.deadline):
-                    self.attempts += 1
                     text = await self._once(question)
                 reply = Reply(question.name, text, parse(text))
                 check(reply)
@@ -180,11 +178,7 @@ class Endpoint:
 
         assert self._client is not None
         try:
-            if question.route == "models":
-                sent = self._client.get("/models", cast_to=httpx.Response)
-            else:
-                sent = self._client.post(f"/{question.route}", body=question.body, cast_to=httpx.Response)
-            response = await sent
+            response = await self._client.post(f"/{question.route}", body=question.body, cast_to=httpx.Response)
         except openai.APIStatusError as error:
             raise self._status(error) from None
         except (openai.OpenAIError, httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from hspi.audits.answers import Answer, Names, decimals, read_answer, read_text
@@ -68,9 +68,6 @@ class Capabilities:
     foreign: int = 0
     tokens: int = 4  # what finding out took
     remarks: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 Prompt = tuple[Sequence[int], str]

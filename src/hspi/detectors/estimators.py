@@ -124,7 +124,7 @@ class Boosted(ClassifierMixin, BaseEstimator):
         tags.input_tags.allow_nan = True
         return tags
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, callbacks: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """X (n_samples, n_features) with NaN where missing, y (n_samples,), sample_weight (n_samples,)."""
         import xgboost
 
@@ -138,7 +138,7 @@ class Boosted(ClassifierMixin, BaseEstimator):
             if not sample_weight.any():
                 raise ValueError("sample_weight must not be all zero, but it is")
         matrix = xgboost.QuantileDMatrix(X, label=codes, weight=sample_weight, nthread=self.nthread, max_bin=256)
-        self.booster_ = xgboost.train(self._parameters(), matrix, self.n_estimators, callbacks=callbacks)
+        self.booster_ = xgboost.train(self._parameters(), matrix, self.n_estimators)
         return self
 
     def _parameters(self) -> dict[str, Any]:

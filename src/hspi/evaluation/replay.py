@@ -54,11 +54,10 @@ def score_samples(
     observed_settings: Sequence[int],
     library: Sequence[int],
     platforms: Sequence[int] | None = None,
-    seed: int = 0,
     fold: int = 0,
 ) -> Scored:
     """Test probes only, in random partitions into disjoint samples."""
-    rng = np.random.default_rng([seed, probes, k])
+    rng = np.random.default_rng([0, probes, k])
     blocks = partitions(bench.split.test, min(probes, len(bench.split.test)), REPEATS.get(probes, 1), rng)
     pool = np.concatenate([bench.split.fit, bench.split.calibrate])
     pairs = bench.comparisons[k]
@@ -164,8 +163,8 @@ def _token_row(level: str, n: int, k: int, a: Accuracy) -> Row:
     }
 
 
-def _tokens_to(report: ReplayReport, by_size: dict[tuple[int, int], list[Scored]], goal: float = 0.99) -> None:
-    enough = [n for (n, k), parts in sorted(by_size.items()) if k == 20 and pooled(parts, n).value >= goal]
+def _tokens_to(report: ReplayReport, by_size: dict[tuple[int, int], list[Scored]]) -> None:
+    enough = [n for (n, k), parts in sorted(by_size.items()) if k == 20 and pooled(parts, n).value >= 0.99]
     report.figures["replay.tokens_to_99"] = float(min(enough)) if enough else float("nan")
 
 

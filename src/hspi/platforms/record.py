@@ -92,9 +92,6 @@ class Nuisance:
         if self.company not in ("ordered", "shuffled"):
             raise ConfigError(f"company must be 'ordered' or 'shuffled', but got {self.company!r}")
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class Availability:

@@ -117,7 +117,7 @@ def number(row: Row, column: str) -> float:
         raise DataError(f"column {column} must hold figures, but got {row.get(column)!r}") from error
 
 
-def pair_matrix(evaluation: Evaluation, level: str = "replay", split: str = "probes") -> PairMatrix:
+def pair_matrix(evaluation: Evaluation) -> PairMatrix:
     """Every platform against every one, from the pairs of classes: members stand where their class does."""
     ids = evaluation.ids()
     at = {p: i for i, p in enumerate(ids)}
@@ -130,7 +130,7 @@ def pair_matrix(evaluation: Evaluation, level: str = "replay", split: str = "pro
         same[np.ix_(own, own)] += 1
     np.fill_diagonal(same, 0)
     for row in evaluation.tables.get("pair_accuracy", []):
-        if (row["level"], row["split"]) != (level, split):
+        if (row["level"], row["split"]) != ("replay", "probes"):
             continue
         a, b = (members.get((row["model"], row[s]), [at[row[s]]]) for s in ("platform_a", "platform_b"))
         for here in (np.ix_(a, b), np.ix_(b, a)):

@@ -44,14 +44,14 @@ def varied(data: Aligned, ordered: list[str]) -> list[str]:
     return [*first, *(p for p in chosen if p not in first)]
 
 
-def one_probe(evaluation: Evaluation, data: Aligned, ids: list[str], probe: int = 0) -> Picture:
-    """Residuals of one probe's likeliest tokens, under the first setting and under the last."""
+def one_probe(evaluation: Evaluation, data: Aligned, ids: list[str]) -> Picture:
+    """Residuals of the first probe's likeliest tokens, under the first setting and under the last."""
     fig = figure(6.8, 1.05 * len(ids) + 0.7)
     axes = np.atleast_1d(fig.subplots(len(ids), 1, sharex=True))
     for ax, id in zip(axes, ids, strict=True):
         c = data.platform_ids().index(id)
         settings = np.flatnonzero(data.present[c])
-        first, last = (_by_slot(data, c, int(s), probe) for s in (settings[0], settings[-1]))
+        first, last = (_by_slot(data, c, int(s)) for s in (settings[0], settings[-1]))
         scale = np.nanmax(np.abs([first, last])) or 1.0
         power = int(np.floor(np.log10(scale)))
         x = np.arange(1, TOKENS + 1)
@@ -63,19 +63,14 @@ def one_probe(evaluation: Evaluation, data: Aligned, ids: list[str], probe: int 
         ax.grid(False)
         ax.tick_params(labelsize=7)
     axes[-1].set_xticks([1, 5, 10, 15, 20])
-    axes[-1].set_xlabel(
-        f"the {TOKENS} likeliest tokens of one probe; bars: setting {_names(data)[0]}, circles: {_names(data)[1]}"
-    )
+    names = data.nuisances
+    axes[-1].set_xlabel(f"the {TOKENS} likeliest tokens of one probe; bars: setting {names[0]}, circles: {names[-1]}")
     return picture("residuals_one_probe", fig, "Residuals of one probe's likeliest tokens on several platforms.")
 
 
-def _names(data: Aligned) -> tuple[str, str]:
-    return data.nuisances[0], data.nuisances[-1]
-
-
-def _by_slot(data: Aligned, c: int, s: int, probe: int) -> np.ndarray:
-    """Residual of the reference's likeliest tokens, median removed, NaN where not reported: float64 (TOKENS,)."""
-    residual = data.logprobs[c, s, probe, :TOKENS] - data.reference[probe, :TOKENS]
+def _by_slot(data: Aligned, c: int, s: int) -> np.ndarray:
+    """Of the first probe, on the likeliest tokens, median removed, NaN where not reported: float64 (TOKENS,)."""
+    residual = data.logprobs[c, s, 0, :TOKENS] - data.reference[0, :TOKENS]
     return np.asarray(residual - np.nanmedian(residual))
 
 

@@ -100,15 +100,15 @@ class Scorer(ABC):
 
     # ------------------------------------------------------------ scores
 
-    def scores(self, seen: Observation, of: Rows | None = None) -> F32:
+    def scores(self, seen: Observation) -> F32:
         """Views of every hypothesis on every probe, one at a time: float32 (VIEWS, C, S, n), NaN where there is no
-        such hypothesis. `of`: score these platforms alone.
+        such hypothesis.
         """
         at = np.asarray([self._index[p] for p in seen.probes])
-        return self.views(self.observed(seen, at), at, of)
+        return self.views(self.observed(seen, at), at)
 
     def views(self, observed: Any, at: Rows, of: Rows | None = None) -> F32:
-        """The same of what `observed` or `own` gave."""
+        """The same of what `observed` or `own` gave; `of`: of these platforms alone."""
         c, s = self.present.shape
         of = np.arange(c) if of is None else of
         who = np.unique(np.concatenate([of, self.rivals[of].ravel()]))
