@@ -207,11 +207,13 @@ def test_the_run_in_mlflow_holds_what_the_files_hold(smoke: Tree) -> None:
 @pytest.mark.timeout(1500)
 def test_a_moved_checkout_serves_its_champion(smoke: Tree, tmp_path: Path) -> None:
     """Over HTTP, from the registry, as anyone would; the answer is the detector's own."""
+    from hspi.tracking.served_model import answered, example
+
     moved = Tree(tmp_path / "moved")
     shutil.copytree(smoke.path / "mlruns", moved.path / "mlruns")
     shutil.copytree(smoke.path / "src", moved.path / "src")
     detector = tracking.champion(moved.path)
-    question = detector.example(next(iter(detector.library)))
+    question = example(detector, next(iter(detector.libraries)))
     moved.environment["MLFLOW_TRACKING_URI"] = "sqlite:///mlruns/mlflow.db"
     port = str(free_port())
     command = ["mlflow", "models", "serve", "-m", "models:/hspi-detector@champion", "--env-manager", "local"]
@@ -219,4 +221,4 @@ def test_a_moved_checkout_serves_its_champion(smoke: Tree, tmp_path: Path) -> No
         body = json.dumps({"dataframe_split": question.to_dict(orient="split", index=False)}).encode()
         request = Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
         (answer,) = json.load(urlopen(request))["predictions"]
-    assert answer == detector.predict(question).to_dict(orient="records")[0]
+    assert answer == answered(detector, question).to_dict(orient="records")[0]

@@ -32,6 +32,9 @@ class Probes:
     length: int
     sets: dict[str, SetSize]
 
+    def specs(self) -> list[ProbeSpec]:
+        return [self.spec(name) for name in self.sets]
+
     def spec(self, name: str) -> ProbeSpec:
         if name not in self.sets or name not in KINDS:
             known = ", ".join(s for s in self.sets if s in KINDS)
@@ -72,8 +75,7 @@ class Params:
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
-        for name in self.probes.sets:
-            self.probes.spec(name)
+        self.probes.specs()
         for what in ("models", "platforms", "nuisances"):
             names = [getattr(x, "name", x) for x in getattr(self, what)]
             if twice := sorted({str(n) for n in names if names.count(n) > 1}):

@@ -10,6 +10,7 @@ from hspi.audits.answers import Answer, Names, decimals, read_answer, read_text
 from hspi.client import Invalid, Question, Refused, Reply, Route
 from hspi.errors import EndpointError
 
+DISCOVERY_TOKENS = 4  # output tokens that finding out what an endpoint gives may take
 LADDER = (20, 5, 2)  # how many alternatives to ask for, the most first
 
 Ask = Callable[[Question, Callable[[Reply], object]], Awaitable[Reply]]
@@ -66,7 +67,7 @@ class Capabilities:
     decimals: int | None = None
     extra_tokens: int | None = None
     foreign: int = 0
-    tokens: int = 4  # what finding out took
+    tokens: int = DISCOVERY_TOKENS  # what finding out took
     remarks: list[str] = field(default_factory=list)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from hspi import judging, params, zoo
 from hspi.audits import candidates, material, page
 from hspi.audits.answers import Names
-from hspi.audits.discovery import discover
+from hspi.audits.discovery import DISCOVERY_TOKENS, discover
 from hspi.audits.folder import Records, check_seal, is_sealed, load, open_folder, seal
 from hspi.audits.gathering import gather, reader
 from hspi.audits.levels import residual
@@ -32,7 +32,6 @@ from hspi.signatures.store import STORE
 from hspi.verdict import Verdict
 
 AUDITS, KEPT = Path("audits"), Path(".cache/audit")
-DISCOVERY_TOKENS = 4  # output tokens that finding out what an endpoint gives may take
 
 Say = Callable[[str], object]
 
@@ -157,8 +156,7 @@ class Project:
             claim=self.settings.claim,
             params_file=str(self.request.params),
         )
-        specs = [self.params.probes.spec(name) for name in self.params.probes.sets]
-        return material.prepare(self.settings, full, specs, self.ref)
+        return material.prepare(self.settings, full, self.params.probes.specs(), self.ref)
 
 
 def audit(

@@ -85,14 +85,17 @@ def _rank(known: Sequence[float], score: Floats) -> Floats:
     return np.asarray((1 + below) / (len(known) + 1))
 
 
+def log_loss(scores: Floats, truth: npt.NDArray[np.int64], temperature: float) -> float:
+    """Mean log-loss of `truth` (n,) among the classes, of log-odds (n, K) over a temperature."""
+    z = scores / temperature
+    z = z - z.max(axis=1, keepdims=True)
+    return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), truth]).mean())
+
+
 def fit_temperature(scores: Floats, truth: npt.NDArray[np.int64]) -> float:
     """The temperature with the least log-loss of `truth` among the classes: scores (n, K), truth (n,)."""
     from scipy.optimize import minimize_scalar
 
-    def loss(log_t: float) -> float:
-        z = np.asarray(scores, float) / np.exp(log_t)
-        z = z - z.max(axis=1, keepdims=True)
-        return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), truth]).mean())
-
-    found = minimize_scalar(loss, bounds=(np.log(0.25), np.log(20.0)), method="bounded")
+    wide, bounds = np.asarray(scores, float), (np.log(0.25), np.log(20.0))
+    found = minimize_scalar(lambda log_t: log_loss(wide, truth, np.exp(log_t)), bounds=bounds, method="bounded")
     return float(np.exp(found.x))

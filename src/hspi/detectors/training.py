@@ -66,6 +66,9 @@ class Bench:
     def settings(self) -> list[int]:
         return list(range(len(self.data.nuisances)))
 
+    def settings_but(self, held_out: str | None) -> list[int]:
+        return [s for s in self.settings if self.data.nuisances[s] != held_out]
+
 
 def fit_verifier(
     benches: Sequence[Bench],
@@ -87,7 +90,7 @@ def fit_verifier(
         keep = [i for i in range(len(bench.data.platforms)) if i not in drop]
         if not keep:  # few platforms, and every one that has twins is held out
             continue
-        settings = [s for s in bench.settings if bench.data.nuisances[s] != held_out_setting]
+        settings = bench.settings_but(held_out_setting)
         for n, k, samples in sizes:
             pairs = bench.comparisons[k]
             chosen = draw(bench.split.fit, min(n, len(bench.split.fit)), samples, rng)
@@ -116,7 +119,7 @@ def calibrate(verifier: Boosted, benches: Sequence[Bench], held_out_setting: str
     for n, k in CALIBRATION_SIZES:
         right: list[float] = []
         for bench in benches:
-            settings = [s for s in bench.settings if bench.data.nuisances[s] != held_out_setting]
+            settings = bench.settings_but(held_out_setting)
             pool = bench.split.calibrate
             pairs = bench.comparisons[k]
             samples = draw(pool, min(n, len(pool)), 12, rng)
@@ -143,7 +146,7 @@ def own_scores(
     """Each class's scores against itself, setting against setting: {"model/class": {"32x20": sorted scores}}."""
     found: dict[str, dict[str, list[float]]] = {}
     for bench in benches:
-        settings = [s for s in bench.settings if bench.data.nuisances[s] != held_out_setting]
+        settings = bench.settings_but(held_out_setting)
         for n, k in CALIBRATION_SIZES:
             samples = draw(bench.split.calibrate, min(n, len(bench.split.calibrate)), OWN_SAMPLES, rng)
             for i, label in enumerate(bench.classes.label):

@@ -15,7 +15,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from hspi.detectors.calibration import fit_temperature
+from hspi.detectors.calibration import fit_temperature, log_loss
 from hspi.detectors.estimators import Boosted
 from hspi.detectors.training import TRAINING_SIZES, Bench, fit_verifier
 from hspi.detectors.verifier import class_scores, score, tabulate
@@ -60,17 +60,12 @@ def _verifier_goal(benches: Sequence[Bench], trial: optuna.Trial) -> float:
                 pairs = bench.comparisons[k]
                 table = tabulate(pairs, pairs.observed([at]), bench.settings, samples, bench.split.fit)
                 truth = np.asarray(bench.classes.label)[table.truth]
-                losses.append(log_loss(class_scores(score(verifier, table), bench.classes), truth))
+                scores = class_scores(score(verifier, table), bench.classes)
+                losses.append(log_loss(scores, truth, fit_temperature(scores, truth)))
         trial.report(float(np.mean(losses)), step)
         if trial.should_prune():
             raise optuna.TrialPruned
     return float(np.mean(losses))
-
-
-def log_loss(scores: np.ndarray, truth: np.ndarray) -> float:
-    z = scores / fit_temperature(scores, truth)
-    z = z - z.max(axis=1, keepdims=True)
-    return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), truth]).mean())
 
 
 def _format_goal(tables: Sequence[tuple[Any, Any]], trial: optuna.Trial) -> float:
