@@ -93,7 +93,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What came of a request: no verdict where the plan alone was asked for."""
+    """What came of a request. folder: of the evidence; material: what was brought along; plan: what was to be asked;
+    verdict: None where the plan alone was asked for."""
 
     folder: Path
     material: Material
@@ -185,8 +186,8 @@ def start(
 ) -> Audit:
     """Ask, judge, seal the evidence in `folder` (by default the request's own). Raises as `audit` does.
 
-    dry_run: find out what the endpoint gives, make the plan, leave nothing behind. supply and endpoint stand in for
-    the project's folders and the request's URL.
+    say: is told the plan, line by line. dry_run: find out what the endpoint gives, make the plan, leave nothing behind.
+    supply and endpoint stand in for the project's folders and the request's URL.
     """
     supply = supply or Project(request, say)
     endpoint = endpoint or Endpoint(request.base_url, os.environ.get("OPENAI_API_KEY", ""), request.concurrency)
@@ -204,7 +205,10 @@ def start(
 
 
 def rescore(folder: Path, say: Say = silent) -> Audit:
-    """Score a sealed folder again, offline. Raises DataError if a byte changed or the verdict would be another."""
+    """Score a sealed folder again, offline: neither endpoint, weights nor registry are needed.
+
+    Raises DataError if the folder is no sealed audit, a byte changed, or the verdict would be another.
+    """
     check_seal(folder)
     found = asyncio.run(_conduct(load(folder), None, folder, say))
     if found.verdict is None or not found.verdict.agrees_with(read_json(folder / "verdict.json")):

@@ -63,7 +63,11 @@ def format_of(platform: Platform) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Formats:
-    """posterior: {format: lowest and highest probability over the blocks}; size: log2 of the residual over bf16's."""
+    """What BLOCKS disjoint parts of the answers say of the number format.
+
+    posterior: {format: lowest and highest probability over the blocks}; size: log2 of the residual's root mean square
+    over what bf16's rounding is foretold to leave.
+    """
 
     posterior: dict[str, tuple[float, float]]
     size: float
@@ -76,6 +80,7 @@ class Formats:
 
     @property
     def stray(self) -> bool:
+        """Whether residuals are so large that other weights or other tokens must have answered."""
         return self.size > STRAY
 
     def excludes(self, claimed: str) -> bool:
@@ -96,7 +101,7 @@ class NumberFormat:
     trees: Boosted
 
     def fit(self, benches: Sequence[SampleBench]) -> Self:
-        """On every platform and setting of these models."""
+        """On TRAINING_SAMPLES samples of PROBES probes of every platform and setting of these models."""
         tables = training_tables(benches)
         self.trees.fit(np.concatenate([x for x, _ in tables]), np.concatenate([y for _, y in tables]))
         return self
@@ -107,7 +112,10 @@ class NumberFormat:
         return [str(f) for f in self.trees.classes_.tolist()]
 
     def tell(self, reference: Aligned, seen: Observation) -> Formats:
-        """The format of answers to at least BLOCKS of the reference's probes, block by block."""
+        """The format of answers to at least BLOCKS of the reference's probes, block by block.
+
+        reference: holds the answered probes, with `predicted` (`Aligned`). Raises KeyError for a probe that it lacks.
+        """
         return self.of_statistics(explained_statistics(seen.beside(reference), 0, 0, seen.ids.shape[1]))
 
     def of_statistics(self, statistics: F32) -> Formats:
@@ -120,11 +128,12 @@ class NumberFormat:
         return Formats(ends, 0.5 * float(np.log2(own / foretold)))
 
     def posterior(self, reference: Aligned, seen: Observation) -> dict[str, float]:
-        """{format: probability} from all answers together, however few."""
+        """{format: probability}, of sum 1, from all answers together, however few. Raises as `tell` does."""
         mean = explained_statistics(seen.beside(reference), 0, 0, seen.ids.shape[1]).mean(axis=0, keepdims=True)
         return dict(zip(self.formats, self.trees.predict_proba(format_features(mean))[0].tolist(), strict=True))
 
     def save(self, path: Path) -> None:
+        """As `Boosted.save`."""
         self.trees.save(path)
 
     @classmethod

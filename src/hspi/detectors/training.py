@@ -46,6 +46,7 @@ class Bench:
 
     @classmethod
     def of(cls, library: Library, seed: int, top_ks: Sequence[int] = (20, 5)) -> Bench:
+        """To train with; seed splits the probes, and draws the twins' noise."""
         return replace(cls.plain(library, seed, top_ks), unsteady=cls.plain(with_twins(library, seed), seed, top_ks))
 
     @classmethod
@@ -81,7 +82,8 @@ def fit_verifier(
 ) -> Boosted:
     """Fit on the `fit` probes of these models, without one nuisance setting and without some platforms.
 
-    permute: give each sample the label of another one (the null of the protocol).
+    parameters: of `Boosted`; sizes: (probes, top-k, samples of each observation) that are mixed; permute: give each
+    sample the label of another one (the null of the protocol). Raises DataError without a second setting.
     """
     rng = np.random.default_rng(0)
     xs, ys, ws = [], [], []
@@ -112,7 +114,10 @@ def fit_verifier(
 
 
 def calibrate(verifier: Boosted, benches: Sequence[Bench], held_out_setting: str | None = None) -> Calibration:
-    """Levels of the verifier's scores on the `calibrate` probes, which it was not fitted on."""
+    """Levels of the verifier's scores on the `calibrate` probes, which it was not fitted on, at CALIBRATION_SIZES.
+
+    held_out_setting: left out of observations and libraries alike.
+    """
     rng = np.random.default_rng(1)
     true_scores: dict[str, list[float]] = {}
     temperatures, unknown = [], []

@@ -51,12 +51,14 @@ class Comparisons:
 
     @classmethod
     def of(cls, data: Aligned, k: int) -> Comparisons:
+        """Every setting against every one; k: tokens of each answer that are compared. C²·S²·P·T floats of memory."""
         c, s = data.present.shape
         every = [(i, j) for i in range(c) for j in range(s)]
         found = all_pair_statistics(data, every, k).transpose(0, 3, 1, 2, 4)
         return cls(data, k, np.ascontiguousarray(found).reshape(c, s, *found.shape[1:]), data.present)
 
     def observed(self, settings: Sequence[int], platforms: Sequence[int] | None = None) -> list[tuple[int, int]]:
+        """(platform, setting) of all that was collected under these settings, of these platforms or of all."""
         chosen = range(len(self.present)) if platforms is None else platforms
         return [(c, s) for c in chosen for s in settings if self.present[c, s]]
 
@@ -196,7 +198,7 @@ def training_rows(
 
 
 def score(verifier: Boosted, table: Table) -> F32:
-    """Log-odds that each candidate is the observation's platform: (n, C), −inf where it has no signature."""
+    """Natural log-odds that each candidate is the observation's platform: (n, C), −inf where it has no signature."""
     n, c, f = table.features.shape
     margin = verifier.margin(table.features.reshape(n * c, f)).reshape(n, c)
     return np.where(np.isfinite(table.features[:, :, 0]), margin, -np.inf).astype(np.float32)

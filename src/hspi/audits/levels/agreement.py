@@ -32,6 +32,8 @@ BROKEN = "\ufffd"  # what part of a character decodes to
 
 
 class Rounded(Sequential):
+    """Needs rounded log-probabilities and candidates' signatures on the same prompts. The bound alpha holds."""
+
     kind: ClassVar[str] = "rounded"
     limits: ClassVar[str] = (
         "As replay, less what rounding takes away: platforms that differ by less than the last decimal stay together. "
@@ -55,6 +57,8 @@ class Rounded(Sequential):
 
 
 class Text(Sequential):
+    """Needs greedy tokens as text and candidates' signatures on the same prompts. The bound alpha holds."""
+
     kind: ClassVar[str] = "text"
     limits: ClassVar[str] = (
         "Little: formats that swap the two best tokens at near-ties. The same bound on false alarms as replay. A claim "

@@ -29,6 +29,8 @@ VERSION = 1  # raise when the same detector and library would give other scores
 
 
 class Replay(Sequential):
+    """Needs exact log-probabilities and candidates' signatures on the same prompts. The bound alpha holds."""
+
     kind: ClassVar[str] = "replay"
     limits: ClassVar[str] = (
         "Every class whose signatures are among the candidates. A claim falls wrongly with probability alpha at most, "
