@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import HTTPRedirectHandler
 
 from hspi.errors import ConfigError, EndpointError, MissingExtra
 
@@ -85,7 +86,6 @@ class Question:
 class Reply:
     """What came back with status 200: the text as it came (the key struck out) and the object in it."""
 
-    name: str
     text: str
     data: dict[str, Any]
 
@@ -156,7 +156,7 @@ class Endpoint:
             try:
                 async with self._gate, asyncio.timeout(self.deadline):
                     text = await self._once(question)
-                reply = Reply(question.name, text, parse(text))
+                reply = Reply(text, parse(text))
                 check(reply)
                 return reply
             except _Unusable as error:
@@ -245,6 +245,13 @@ def shown_url(url: str) -> str:
 def one_line(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+class NoRedirects(HTTPRedirectHandler):
+    """For urllib: a redirect would carry what is sent, a key or an alert, to a host that nobody named."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
 
 
 def _bounded(inner: httpx.AsyncBaseTransport, limit: int) -> httpx.AsyncBaseTransport:

@@ -6,7 +6,6 @@ transformers, pyarrow and numpy (and what those bring, PyYAML among it) are inst
 
 from __future__ import annotations
 
-import types
 import typing
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -107,12 +106,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if origin is typing.Literal:
         _expect(value in args, where, f"one of {args}", value)
         return value
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _build(args[0], value, where)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    ok = kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool)))
-    _expect(ok, where, kind.__name__ if isinstance(kind, type) else str(kind), value)
+    _expect(isinstance(value, kind) and isinstance(value, bool) == (kind is bool), where, kind.__name__, value)
     return value
 
 

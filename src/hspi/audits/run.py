@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 from hspi import judging, params, zoo
 from hspi.audits import candidates, material, page
 from hspi.audits.answers import Names
+from hspi.audits.candidates import Say
 from hspi.audits.discovery import DISCOVERY_TOKENS, discover
 from hspi.audits.folder import Records, check_seal, is_sealed, load, open_folder, seal
 from hspi.audits.gathering import gather, reader
@@ -32,8 +32,6 @@ from hspi.signatures.store import STORE
 from hspi.verdict import Verdict
 
 AUDITS, KEPT = Path("audits"), Path(".cache/audit")
-
-Say = Callable[[str], object]
 
 
 def silent(line: str) -> None:

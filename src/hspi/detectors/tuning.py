@@ -103,6 +103,10 @@ def tune(
         "verifier": lambda t: _verifier_goal(benches, t),
         "classifier": lambda t: _format_goal(format_tables, t),
     }
+
+    def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        on_trial(study.study_name.partition("-")[0], trial)
+
     best = {}
     for name, goal in goals.items():
         study = optuna.create_study(
@@ -116,7 +120,7 @@ def tune(
         study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.get_trials()), n_startup_trials=4)
         left = trials - len(study.get_trials(states=FINISHED))
         if left > 0:
-            study.optimize(goal, n_trials=left, callbacks=[_told(name, on_trial)])
+            study.optimize(goal, n_trials=left, callbacks=[tell])
         best[name] = {"value": study.best_value, "trial": study.best_trial.number, "params": study.best_params}
     return best
 
@@ -131,13 +135,6 @@ def finished_trials(journal: Path, seed: int, fingerprint: str) -> dict[str, lis
 
 def _study_name(name: str, seed: int, fingerprint: str) -> str:
     return f"{name}-{seed}-{fingerprint}"
-
-
-def _told(name: str, on_trial: OnTrial) -> Callable[[optuna.Study, optuna.trial.FrozenTrial], None]:
-    def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        on_trial(name, trial)
-
-    return tell
 
 
 def tree_parameters(best: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from hspi.errors import DataError
 from hspi.evidence.aligned import Aligned
 from hspi.platforms import catalogue
 from hspi.platforms.record import Platform
+from hspi.report.drawing import GREY, INKS
 
 Row = dict[str, str]
 
@@ -40,10 +41,16 @@ class Evaluation:
     platforms: dict[str, Platform]
     features: list[Aligned] = field(default_factory=list)
 
-    def mark(self, platform: str) -> str:
-        """The provenance's mark, or "?" where no record says what the platform is."""
+    def provenance(self, platform: str) -> str:
+        """As its record says, or "unknown" where there is none."""
         known = self.platforms.get(platform)
-        return MARKS[known.provenance] if known else "?"
+        return known.provenance if known else "unknown"
+
+    def mark(self, platform: str) -> str:
+        return MARKS.get(self.provenance(platform), "?")
+
+    def ink(self, platform: str) -> str:
+        return INKS.get(self.provenance(platform), GREY)
 
     def ordered(self, ids: Iterable[str]) -> list[str]:
         """By engine, then by number format, attention and provenance."""

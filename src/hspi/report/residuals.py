@@ -6,7 +6,7 @@ import numpy as np
 
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.residual import OCTAVES, gather
-from hspi.report.drawing import BLUE, GREY, INKS, ORANGE, Picture, figure, picture, styled
+from hspi.report.drawing import BLUE, INKS, ORANGE, Picture, figure, picture, styled
 from hspi.report.read import Evaluation
 
 TOKENS = 20
@@ -59,7 +59,7 @@ def one_probe(evaluation: Evaluation, data: Aligned, ids: list[str]) -> Picture:
         ax.vlines(x, 0, first / 10.0**power, color=BLUE, lw=2.2)
         ax.plot(x, last / 10.0**power, "o", ms=4, mfc="none", mec=ORANGE, mew=1.1)
         ax.set_ylabel(f"× 10{_raised(power)}", fontsize=7.5)
-        ax.set_title(f"{evaluation.mark(id)} {id}", fontsize=8, loc="left", pad=2, color=_ink(evaluation, id))
+        ax.set_title(f"{evaluation.mark(id)} {id}", fontsize=8, loc="left", pad=2, color=evaluation.ink(id))
         ax.grid(False)
         ax.tick_params(labelsize=7)
     axes[-1].set_xticks([1, 5, 10, 15, 20])
@@ -95,18 +95,13 @@ def sizes(evaluation: Evaluation, data: Aligned, ids: list[str]) -> Picture:
     labels = [f"{id} {evaluation.mark(id)}" for _, id, _ in sorted(shown)]
     ax.set_yticks([-r for r in range(len(shown))], labels, fontsize=7.5)
     for tick, (_, id, _) in zip(ax.get_yticklabels(), sorted(shown), strict=True):
-        tick.set_color(_ink(evaluation, id))
+        tick.set_color(evaluation.ink(id))
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ticks = range(OCTAVES[0], OCTAVES[-1] + 1, 4)
     ax.set_xticks(list(ticks), [f"2{_raised(t)}" for t in ticks])
     ax.set_xlabel(f"size of a residual (natural-log units), top-{TOKENS}, all probes")
     return picture("residual_sizes", fig, "Distribution of the size of residuals on several platforms.")
-
-
-def _ink(evaluation: Evaluation, id: str) -> str:
-    known = evaluation.platforms.get(id)
-    return INKS[known.provenance] if known else GREY
 
 
 def _raised(power: int) -> str:
