@@ -74,9 +74,9 @@ def main(candidates: int, answers: int) -> None:
     data = made.data
     detector = Detector(trees, NumberFormat(trees), Calibration(), {"toy": made})
     with tempfile.TemporaryDirectory() as folder:
-        ReplayScorer.of(detector, "toy", K, 1, Path(folder))  # compiles the kernels
-        cold, scorer = seconds(lambda: ReplayScorer.of(detector, "toy", K, 0, Path(folder)))
-        warm, _ = seconds(lambda: ReplayScorer.of(detector, "toy", K, 0, Path(folder)))
+        ReplayScorer(detector, "toy", K, 1, Path(folder))  # compiles the kernels
+        cold, scorer = seconds(lambda: ReplayScorer(detector, "toy", K, 0, Path(folder)))
+        warm, _ = seconds(lambda: ReplayScorer(detector, "toy", K, 0, Path(folder)))
     scorer.scores(observation(data, [0]))
     audit, _ = seconds(lambda: score(scorer, data, answers))
     print(f"{candidates} candidates × {SETTINGS} settings, {answers} answers")

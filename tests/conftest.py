@@ -127,7 +127,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from hspi import tracking
 
     root = tmp_path_factory.mktemp("migrated")
-    with tracking.open_store(root):
+    with tracking.store.open_store(root):
         pass
     return root
 

@@ -39,7 +39,7 @@ def test_a_platform_with_one_setting_is_no_hypothesis() -> None:
     raw, logprobs = data.raw.copy(), data.logprobs.copy()
     raw[at, 1:], logprobs[at, 1:] = np.nan, np.nan
     lonely = detector.with_library(replace(detector.library("toy"), data=replace(data, raw=raw, logprobs=logprobs)))
-    scorer = ReplayScorer.of(lonely, "toy", 20, world.SEED)
+    scorer = ReplayScorer(lonely, "toy", 20, world.SEED)
     assert np.isnan(scorer._calibration[:, at]).all()
     assert np.isfinite(scorer._calibration[:, [i for i in range(6) if i != at]]).all()
 

@@ -21,7 +21,7 @@ from hspi.audits.levels.residual import FEWEST, said_of
 from hspi.cli import main
 from hspi.detectors.number_format import Formats
 from hspi.evidence.observation import Observation
-from hspi.platforms import get
+from hspi.platforms.catalogue import get
 from hspi.signatures.top_k import top_k
 from lessening import Lessening
 

@@ -1,4 +1,4 @@
-"""Whole audits against a server whose platform is known: verdicts, early stops, resumption, detectors, secrets."""
+"""Whole audits against a server whose platform is known: verdicts, early stops, resumption, sealed folders, secrets."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ PACKED: dict[str, bytes] = {}
 
 @pytest.fixture(autouse=True)
 def packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same detector is the same archive (test_audit_material), and compressing it is most of an audit's time."""
+    """The same detector is the same archive (test_audits_folder), and compressing it is most of an audit's time."""
     pack = folders.pack
 
     def remembered(source: Path, target: Path) -> None:
@@ -217,7 +217,7 @@ def test_false_alarms_over_honest_audits_stay_below_alpha(tmp_path: Path) -> Non
     from hspi.evidence.observation import Observation
     from hspi.signatures.top_k import top_k
 
-    scorer, alarms, audits = ReplayScorer.of(world.detector(), "toy", 20, world.SEED), 0, 0
+    scorer, alarms, audits = ReplayScorer(world.detector(), "toy", 20, world.SEED), 0, 0
     for label, name in enumerate(scorer.told.platform_ids):
         for setting in range(20, 28):
             probes = [p.id for p in world.material("http://h", seed=setting).probes]
@@ -292,7 +292,7 @@ def test_a_folder_of_another_audit_is_refused(tmp_path: Path) -> None:
             audit(server, tmp_path / "b", "bf16")
 
 
-# ---------------------------------------------------------------- detectors
+# ---------------------------------------------------------------- sealed folders
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +303,7 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_bundle_scores_again_to_its_verdict_with_no_server(sealed: Path, tmp_path: Path) -> None:
+def test_a_sealed_folder_scores_again_to_its_verdict_with_no_server(sealed: Path, tmp_path: Path) -> None:
     shutil.copytree(sealed, tmp_path / "moved")
     found = rescore(tmp_path / "moved").verdict
     assert json.loads((sealed / "verdict.json").read_text()) == found.to_dict()
@@ -389,7 +389,7 @@ audit(Misbehaving("bf16", port={port}), Path({folder!r}), "bf16", window=3)
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_an_audit_killed_at_any_moment_continues_to_the_same_bundle(tmp_path: Path) -> None:
+def test_an_audit_killed_at_any_moment_continues_to_the_same_folder(tmp_path: Path) -> None:
     with serving(Misbehaving("bf16", delay=0.03, faults=("500", "reset"), rate=0.1)) as server:
         audit(server, tmp_path / "whole", "bf16", window=3)
         whole, rng, kills = contents(tmp_path / "whole"), random.Random(4), 0

@@ -12,11 +12,11 @@ from hspi.audits.levels.replay import ReplayScorer
 
 
 def test_kept_scores_are_the_same_bits_and_are_read_not_made(tmp_path: Path) -> None:
-    plain = ReplayScorer.of(world.detector(), "toy", 20, world.SEED)
-    first = ReplayScorer.of(world.detector(), "toy", 20, world.SEED, tmp_path)
+    plain = ReplayScorer(world.detector(), "toy", 20, world.SEED)
+    first = ReplayScorer(world.detector(), "toy", 20, world.SEED, tmp_path)
     (file,) = tmp_path.glob("*.safetensors")
     before = file.stat().st_mtime_ns
-    second = ReplayScorer.of(world.detector(), "toy", 20, world.SEED, tmp_path)
+    second = ReplayScorer(world.detector(), "toy", 20, world.SEED, tmp_path)
     assert file.stat().st_mtime_ns == before
     for other in (first, second):
         assert other._calibration.tobytes() == plain._calibration.tobytes()
@@ -30,12 +30,12 @@ def test_another_library_top_k_or_split_has_scores_of_its_own(tmp_path: Path) ->
     changed[3, 1, 40, 5] = np.nextafter(changed[3, 1, 40, 5], np.float32(0))  # one bit
     other = detector.with_library(replace(detector.library("toy"), data=replace(data, logprobs=changed)))
     for some, k, seed in ((detector, 20, 1), (detector, 5, 1), (detector, 20, 2), (other, 20, 1)):
-        ReplayScorer.of(some, "toy", k, seed, tmp_path)
+        ReplayScorer(some, "toy", k, seed, tmp_path)
     assert len(list(tmp_path.glob("*"))) == 4
 
 
 def test_a_torn_cache_is_made_again(tmp_path: Path) -> None:
-    whole = ReplayScorer.of(world.detector(), "toy", 20, world.SEED, tmp_path)
+    whole = ReplayScorer(world.detector(), "toy", 20, world.SEED, tmp_path)
     (file,) = tmp_path.glob("*")
     file.write_bytes(file.read_bytes()[:1000])
-    assert ReplayScorer.of(world.detector(), "toy", 20, world.SEED, tmp_path)._own.tobytes() == whole._own.tobytes()
+    assert ReplayScorer(world.detector(), "toy", 20, world.SEED, tmp_path)._own.tobytes() == whole._own.tobytes()

@@ -200,7 +200,7 @@ def test_calibration_knows_every_size_that_training_knew(detector: Detector) -> 
         assert len(scores) == 2 * 6 * 4 * 12 and scores == sorted(scores)
 
 
-def test_what_the_bundle_asks_of_an_observation(detector: Detector) -> None:
+def test_what_a_detector_asks_of_an_observation(detector: Detector) -> None:
     seen = observe(detector, "fp32-a", "one", n=4)
     with pytest.raises(UnknownName, match="model with a library"):
         detector.judge(replace(seen, model="three"))
@@ -253,7 +253,7 @@ def test_a_platform_is_nearer_to_itself_than_the_verifier_s_negatives(world: Wor
 # ---------------------------------------------------------------- files and tables
 
 
-def test_a_saved_bundle_gives_the_same_scores_and_holds_no_pickle(detector: Detector, tmp_path: Path) -> None:
+def test_a_saved_detector_gives_the_same_scores_and_holds_no_pickle(detector: Detector, tmp_path: Path) -> None:
     detector.save(tmp_path / "detector")
     detector.save(tmp_path / "detector")  # in the place of an older one
     files = sorted(p.relative_to(tmp_path / "detector") for p in (tmp_path / "detector").rglob("*") if p.is_file())
@@ -279,7 +279,7 @@ def test_a_folder_without_a_detector_is_a_data_error_and_is_left_alone(detector:
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_a_bundle_that_lost_a_file_is_a_data_error(detector: Detector, tmp_path: Path) -> None:
+def test_a_detector_that_lost_a_file_is_a_data_error(detector: Detector, tmp_path: Path) -> None:
     detector.save(tmp_path / "d")
     for path in sorted(p for p in (tmp_path / "d").rglob("*") if p.is_file()):
         kept = path.read_bytes()

@@ -15,6 +15,7 @@ import optuna
 import pytest
 
 from hspi.detectors import tuning
+from hspi.detectors.calibration import fit_temperature, log_loss
 from hspi.detectors.number_format import SampleBench, training_tables
 from hspi.detectors.training import TRAINING_SIZES, Bench
 from synthetic import SEED, World
@@ -162,8 +163,9 @@ def test_sizes_run_from_few_at_many_probes_to_many_at_one() -> None:
 
 def test_log_loss_of_scores_that_know_nothing_is_that_of_chance() -> None:
     truth = np.random.default_rng(0).integers(0, 4, 2000)
-    assert tuning.log_loss(np.zeros((2000, 4)), truth) == pytest.approx(np.log(4))
-    assert tuning.log_loss(5 * np.eye(4)[truth], truth) < 1e-3
+    nothing, all_of_it = np.zeros((2000, 4)), 5 * np.eye(4)[truth]
+    assert log_loss(nothing, truth, fit_temperature(nothing, truth)) == pytest.approx(np.log(4))
+    assert log_loss(all_of_it, truth, fit_temperature(all_of_it, truth)) < 1e-3
 
 
 def test_the_trees_parameters_are_told_from_the_samples(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from hspi.evidence.aligned import align
 from hspi.evidence.equivalence import Classes
 from hspi.evidence.library import Library
 from hspi.evidence.observation import Observation
-from hspi.platforms import get, open_adapter
+from hspi.platforms.catalogue import get
+from hspi.platforms.opening import open_adapter
 from hspi.platforms.record import Nuisance
 from hspi.platforms.virtual.catalogue import virtual
 from hspi.reference.logits import reference_logprobs

@@ -17,7 +17,7 @@ from synthetic import SEED, World
 TREES = {"n_estimators": 40, "max_depth": 4}
 
 
-def test_a_bundle_that_learned_nothing_scores_below_one_that_learned(world: World, tmp_path: Path) -> None:
+def test_a_detector_that_learned_nothing_scores_below_one_that_learned(world: World, tmp_path: Path) -> None:
     good = synthetic.trained(world)
     benches = [Bench.of(x, SEED) for x in world.libraries]
     nothing = fit_verifier(benches, parameters=TREES, permute=True)
@@ -30,7 +30,7 @@ def test_a_bundle_that_learned_nothing_scores_below_one_that_learned(world: Worl
     assert rescore.score_detector(tmp_path / "good", present) == best
 
 
-def test_a_bundle_of_other_features_is_one_clear_line(world: World, tmp_path: Path) -> None:
+def test_a_detector_of_other_features_is_one_clear_line(world: World, tmp_path: Path) -> None:
     good = synthetic.trained(world)
     replace(good, verifier=good.number_format.trees).save(tmp_path / "other")
     present = rescore.benches_of(world.libraries[:1], SEED)

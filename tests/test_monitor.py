@@ -61,7 +61,7 @@ class Watch:
         )  # fmt: skip
 
     def runs(self) -> list[Any]:
-        with tracking.open_store(self.root) as client:
+        with tracking.store.open_store(self.root) as client:
             experiment = client.get_experiment_by_name("hspi-audits").experiment_id
             return list(reversed(client.search_runs([experiment])))
 
@@ -150,7 +150,7 @@ def test_a_swap_behind_the_url_is_one_alert_and_all_else_is_none(store: Path) ->
     assert [r.info.status for r in runs] == ["FINISHED", "FINISHED", "FAILED", "FINISHED", "FINISHED", "FINISHED"]
     assert [r.data.tags["hspi.alert"] for r in runs] == ["false"] * 4 + ["true", "false"]
     assert runs[4].data.metrics["alert"] == 1 and runs[4].data.params["claim"] == "bf16"
-    with tracking.open_store(store) as client:
+    with tracking.store.open_store(store) as client:
         names = {f.path for f in client.list_artifacts(runs[-1].info.run_id)}
     assert {"history.png", "history.html", "entry.json", "verdict.json", "report.html"} <= names
     leaks = [f for f in store.rglob("*") if f.is_file() and SECRET.encode() in f.read_bytes()]

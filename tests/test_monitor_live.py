@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from conftest import Tree, free_port
-from hspi.platforms import get
+from hspi.platforms.catalogue import get
 
 ALPHA = "0.05"  # the probe sets of the smoke tree are small
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import pytest
 
-from hspi.errors import ConfigError, UnknownName
-from hspi.numerics.architectures import ARCHITECTURES, GPUS, UNITS, architecture_of, arithmetic_classes, unit
+from hspi.errors import ConfigError
+from hspi.numerics.architectures import ARCHITECTURES, GPUS, UNITS, unit
 
 
 def test_every_gpu_has_an_architecture_with_a_16_bit_unit():
     assert set(GPUS.values()) == set(ARCHITECTURES)
-    for gpu in GPUS:
-        assert (architecture_of(gpu), "fp16") in UNITS
-    with pytest.raises(UnknownName, match="GTX"):
-        architecture_of("GTX 1080")
+    assert all((architecture, "fp16") in UNITS for architecture in GPUS.values())
+
+
+def arithmetic_classes(input_type: str) -> list[tuple[str, ...]]:
+    """Neighbouring architectures with equal arithmetic together."""
+    units = [u for u in UNITS.values() if u.input_type == input_type]
+    return [tuple(u.architecture for u in same) for _, same in groupby(units, lambda u: u.arithmetic)]
 
 
 def test_sixteen_bit_classes_are_few():

@@ -11,10 +11,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from format_values import every_value
 from hspi.errors import ConfigError, DataError, UnknownName
 from hspi.numerics import reference
 from hspi.numerics.architectures import UNITS, Unit, unit
-from hspi.numerics.formats import enumerate_values, format_of, round_to
+from hspi.numerics.formats import format_of, round_to
 from hspi.numerics.matmul import _pack, guarded, matmul, multiply, pack_b
 from hspi.numerics.plans import KernelPlan
 
@@ -91,13 +92,13 @@ def sparse(rng, fmt, m, k, n):
 
 def any_code(rng, fmt, m, k, n):
     """Every bit pattern: subnormals, ∞ and NaN, overflow and underflow."""
-    values = enumerate_values(fmt)
+    values = every_value(fmt)
     c = rng.integers(0, 1 << 32, (m, n), dtype=np.uint32).view(np.float32)
     return rng.choice(values, (m, k)), rng.choice(values, (k, n)), c
 
 
 def finite_codes(rng, fmt, m, k, n):
-    values = enumerate_values(fmt)
+    values = every_value(fmt)
     values = values[np.isfinite(values)]
     c = rng.integers(0, 1 << 32, (m, n), dtype=np.uint32).view(np.float32)
     return rng.choice(values, (m, k)), rng.choice(values, (k, n)), np.where(np.isfinite(c), c, 1)
@@ -396,7 +397,7 @@ def test_values_that_are_not_exact_are_refused():
 def test_exactness_is_the_formats_own(name):
     """Packing accepts exactly the values of the format: all its codes, and none of the fp32 numbers beside them."""
     architecture = {"e4m3": "ada", "e4m3fnuz": "cdna3"}.get(name, "ampere")
-    values = enumerate_values(format_of(name))[:: 1 if name.startswith("e") else 37]
+    values = every_value(format_of(name))[:: 1 if name.startswith("e") else 37]
     pack_b(values[None], architecture, name)
     plain = values[np.isfinite(values) & (np.abs(values) > 2.0**-140)]
     for x in rng_sample(np.nextafter(plain, np.float32(np.inf))):

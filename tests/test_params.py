@@ -38,7 +38,6 @@ def test_the_file_that_ships_is_valid() -> None:
 def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
     p = load(tmp_path, GOOD)
     assert p.collect.jobs == 2 and p.tuning.trials == 12 and p.probes.sets["text"].top_k == 64
-    assert p.nuisance("b4").company == "shuffled"
     spec = p.probes.spec("words")
     assert (spec.size, spec.length, spec.seed, spec.positions, spec.kind) == (2, 8, 1, 3, "words")
 
@@ -101,8 +100,6 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_names_that_are_not_there(tmp_path: Path) -> None:
     p = load(tmp_path, GOOD)
-    with pytest.raises(ConfigError, match="b1, b4, but got 'b9'"):
-        p.nuisance("b9")
     with pytest.raises(ConfigError, match="text, words, but got 'tokens'"):
         p.probes.spec("tokens")
 

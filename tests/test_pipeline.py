@@ -187,15 +187,15 @@ def test_an_experiment_in_a_temporary_copy_logs_to_this_store(smoke: Tree) -> No
     smoke.run("git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q", "--allow-empty", "-m", "lock")
     shown = smoke.run("dvc", "exp", "run", "--temp", "-S", "evaluation.seed=2")
     assert "Ran experiment" in shown
-    with tracking.open_store(smoke.path) as client:
-        assert len(client.search_model_versions(f"name = '{tracking.MODEL}'")) == 2
+    with tracking.store.open_store(smoke.path) as client:
+        assert len(client.search_model_versions(f"name = '{tracking.registry.MODEL}'")) == 2
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_run_in_mlflow_holds_what_the_files_hold(smoke: Tree) -> None:
     run_id = json.loads((smoke.path / "models/run.json").read_text())["run_id"]
-    with tracking.open_store(smoke.path) as client:
+    with tracking.store.open_store(smoke.path) as client:
         data = client.get_run(run_id).data
     written = json.loads((smoke.path / "reports/metrics.json").read_text())
     written |= pair_metrics(smoke.path / "reports/tables/pair_accuracy.csv")
@@ -206,12 +206,14 @@ def test_the_run_in_mlflow_holds_what_the_files_hold(smoke: Tree) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_moved_checkout_serves_its_champion(smoke: Tree, tmp_path: Path) -> None:
-    """Over HTTP, from the registry, as anyone would; the answer is the bundle's own."""
+    """Over HTTP, from the registry, as anyone would; the answer is the detector's own."""
+    from hspi.tracking.served_model import answered, example
+
     moved = Tree(tmp_path / "moved")
     shutil.copytree(smoke.path / "mlruns", moved.path / "mlruns")
     shutil.copytree(smoke.path / "src", moved.path / "src")
     detector = tracking.champion(moved.path)
-    question = detector.example(next(iter(detector.library)))
+    question = example(detector, next(iter(detector.libraries)))
     moved.environment["MLFLOW_TRACKING_URI"] = "sqlite:///mlruns/mlflow.db"
     port = str(free_port())
     command = ["mlflow", "models", "serve", "-m", "models:/hspi-detector@champion", "--env-manager", "local"]
@@ -219,4 +221,4 @@ def test_a_moved_checkout_serves_its_champion(smoke: Tree, tmp_path: Path) -> No
         body = json.dumps({"dataframe_split": question.to_dict(orient="split", index=False)}).encode()
         request = Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
         (answer,) = json.load(urlopen(request))["predictions"]
-    assert answer == detector.predict(question).to_dict(orient="records")[0]
+    assert answer == answered(detector, question).to_dict(orient="records")[0]

@@ -12,7 +12,7 @@ from hspi.numerics.matmul import matmul
 from hspi.plan_search.search import Answers, Seen, Workbench, design, search, uniform
 from hspi.plan_search.surrogate import Surrogate, influence
 from hspi.plan_search.target import Target, spacing
-from hspi.platforms import get
+from hspi.platforms.catalogue import get
 from hspi.platforms.virtual.catalogue import virtual
 from hspi.platforms.virtual.plans import PLANS, PlanBook
 from hspi.reference.logits import likeliest

@@ -9,9 +9,10 @@ import sys
 import pytest
 
 from hspi.errors import PlatformError, UnknownName
-from hspi.platforms import CATALOGUE, Platform, apply_env, availability, get, open_adapter, platform_facts
-from hspi.platforms.machine import ENGINE_MODULES, ISA_VARIABLES
-from hspi.platforms.opening import ADAPTERS
+from hspi.platforms.catalogue import CATALOGUE, get
+from hspi.platforms.machine import ENGINE_MODULES, ISA_VARIABLES, apply_env, availability, platform_facts
+from hspi.platforms.opening import ADAPTERS, open_adapter
+from hspi.platforms.record import Platform
 
 EVERYTHING = frozenset(
     {"sse4_1", "fma", "f16c", "avx2", "avx512bw", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8"}
@@ -97,7 +98,8 @@ def test_facts_hold_the_cpu_and_the_versions():
 
 def test_asking_about_every_platform_imports_no_engine():
     code = (
-        "import sys; from hspi.platforms import CATALOGUE, availability, platform_facts\n"
+        "import sys; from hspi.platforms.catalogue import CATALOGUE\n"
+        "from hspi.platforms.machine import availability, platform_facts\n"
         "[(availability(p), platform_facts(p)) for p in CATALOGUE.values()]\n"
         f"print([m for m in {sorted({*ENGINE_MODULES.values(), 'transformers'})} if m in sys.modules])"
     )

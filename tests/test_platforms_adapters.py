@@ -12,8 +12,10 @@ import pytest
 
 from hspi import params
 from hspi.errors import DataError, ModelError, PlatformError
-from hspi.platforms import Adapter, availability, get, open_adapter
-from hspi.platforms.machine import cpu_flags
+from hspi.platforms.catalogue import get
+from hspi.platforms.machine import availability, cpu_flags
+from hspi.platforms.opening import open_adapter
+from hspi.platforms.record import Adapter
 
 VOCABULARY = 320
 ARCHITECTURES = ("llama", "qwen3", "gemma", "neox")
@@ -184,7 +186,7 @@ def in_own_process(platform_id, model, threads=1, **env):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from test_platforms_adapters import check_conformance\n"
-        "from hspi.platforms import get, open_adapter\n"
+        "from hspi.platforms.catalogue import get; from hspi.platforms.opening import open_adapter\n"
         "adapter = open_adapter(get(sys.argv[2]), sys.argv[3])\n"
         "check_conformance(get(sys.argv[2]), adapter); print(adapter.facts())"
     )

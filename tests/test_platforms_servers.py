@@ -17,8 +17,9 @@ import pytest
 
 from conftest import ROOT, Tree, answers, free_port
 from hspi.errors import ConfigError, EndpointError, ModelError, PlatformError
-from hspi.platforms import CATALOGUE, availability, get
+from hspi.platforms.catalogue import CATALOGUE, get
 from hspi.platforms.convert import cache_folder
+from hspi.platforms.machine import availability
 from hspi.platforms.servers import launch as serving
 from hspi.platforms.servers.endpoint import EndpointAdapter, attach, read_rows
 from hspi.platforms.servers.environments import ENVIRONMENTS

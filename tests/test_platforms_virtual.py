@@ -12,7 +12,8 @@ from hspi.numerics.architectures import GPUS
 from hspi.numerics.batched import matmul_batched
 from hspi.numerics.formats import format_of, round_to
 from hspi.numerics.matmul import matmul
-from hspi.platforms import CATALOGUE, get, open_adapter
+from hspi.platforms.catalogue import CATALOGUE, get
+from hspi.platforms.opening import open_adapter
 from hspi.platforms.virtual.catalogue import VIRTUAL, alike, arithmetic_class, family, virtual
 from hspi.platforms.virtual.plans import PLANS, PlanBook
 from test_platforms_adapters import ARCHITECTURES, check_conformance, contexts, make_model
@@ -85,8 +86,9 @@ def test_plans_that_come_to_the_same_walk_are_alike():
 def test_a_book_gives_each_product_its_plan(models):
     plain = get("vgpu-a100-tf32-k1")  # fp32 storage hides no bit
     book = PlanBook("k1", {"lm_head": "k4"})
-    assert PlanBook.of(book.to_option()) == book and book.plan_of("lm_head").split_k == 4
-    varied = dataclasses.replace(plain, id="varied", options={**plain.options, "plan": book.to_option()})
+    option = {"default": "k1", "lm_head": "k4"}
+    assert PlanBook.of(option) == book and book.plan_of("lm_head").split_k == 4
+    varied = dataclasses.replace(plain, id="varied", options={**plain.options, "plan": option})
     adapter = open_adapter(plain, models["llama"])
     before = adapter.logprobs(contexts(12, 12), 2)
     assert set(adapter.products) == {"64x64", "32x64", "128x64", "64x128", "lm_head", "qk", "pv"}

@@ -13,8 +13,9 @@ import pytest
 
 from hspi import zoo
 from hspi.errors import ConfigError, ModelError, PlatformError
-from hspi.platforms import get, open_adapter
+from hspi.platforms.catalogue import get
 from hspi.platforms.convert import convert
+from hspi.platforms.opening import open_adapter
 from hspi.reference.hypotheses import HYPOTHESES, predicted
 from hspi.reference.logits import reference_logits
 from hspi.zoo import ModelRef

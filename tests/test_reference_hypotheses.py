@@ -15,12 +15,12 @@ from hspi.evidence.aligned import Aligned
 from hspi.evidence.explained import (
     CLASS_FEATURES,
     EXPLAINED_STATISTICS,
-    FAMILIES,
-    FAMILY_FEATURES,
+    FORMAT_FEATURES,
+    FORMATS,
     all_statistics,
     class_features,
     explained_statistics,
-    family_features,
+    format_features,
     grid_distance,
 )
 from hspi.platforms.quantized import linear_layers, round_float8, round_mx
@@ -30,7 +30,7 @@ from hspi.reference.logits import SLOTS, normaliser
 from hspi.reference.store import cached_predictions
 
 P, VOCAB = 24, 96
-WEIGHT_FORMATS = [h.name for h in HYPOTHESES if h.family != "bf16"]
+WEIGHT_FORMATS = [h.name for h in HYPOTHESES if h.format != "bf16"]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["own-head", "tied"])
@@ -86,11 +86,11 @@ def weights_through(rounder: object) -> object:
 
 def features_of(data: Aligned) -> dict[str, float]:
     mean = explained_statistics(data, 0, 0, 20).mean(axis=0)
-    return dict(zip(FAMILY_FEATURES, family_features(mean).tolist(), strict=True))
+    return dict(zip(FORMAT_FEATURES, format_features(mean).tolist(), strict=True))
 
 
 def explaining(found: dict[str, float]) -> list[str]:
-    return [f for f in FAMILIES if found[f"explained_{f}"] == 1]
+    return [f for f in FORMATS if found[f"explained_{f}"] == 1]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def foretold(ref: zoo.ModelRef, contexts: list[np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("rounder", "family"),
+    ("rounder", "named"),
     [
         (lambda w: round_float8(w, "float8_e4m3fn"), "fp8-e4m3"),
         (lambda w: round_float8(w, "float8_e3m4"), "fp8-e3m4"),
@@ -109,12 +109,12 @@ def foretold(ref: zoo.ModelRef, contexts: list[np.ndarray]) -> np.ndarray:
     ],
     ids=["e4m3", "e3m4", "mxint8", "int8", "int4"],
 )
-def test_weights_rounded_by_other_code_are_explained_by_their_own_family(
-    rounder: object, family: str, ref: zoo.ModelRef, contexts: list[np.ndarray], foretold: np.ndarray
+def test_weights_rounded_by_other_code_are_explained_by_their_own_format(
+    rounder: object, named: str, ref: zoo.ModelRef, contexts: list[np.ndarray], foretold: np.ndarray
 ) -> None:
     plain = answers(ref, contexts)
     found = features_of(observed(answers(ref, contexts, weights_through(rounder)), plain, foretold))
-    assert explaining(found) == [family]
+    assert explaining(found) == [named]
     assert found["grid_bf16"] == found["grid_fp16"] == pytest.approx(0.2)
 
 
@@ -127,7 +127,7 @@ def test_a_share_knows_no_scale(name: str, scale: float, foretold: np.ndarray) -
     delta = foretold[NAMES.index(name)].astype(float)
     noise = 0.1 * delta.std() * rng.normal(size=delta.shape)
     found = features_of(observed(plain + scale * (delta + noise), plain, foretold))
-    assert explaining(found) == [next(h.family for h in HYPOTHESES if h.name == name)]
+    assert explaining(found) == [next(h.format for h in HYPOTHESES if h.name == name)]
 
 
 def test_noise_is_explained_by_nothing(foretold: np.ndarray) -> None:
@@ -174,7 +174,7 @@ def test_without_hypotheses_features_are_missing_and_the_rest_is_there(foretold:
     assert np.isfinite(statistics[..., len(EXPLAINED_STATISTICS) :]).all()
     found = class_features(statistics[0, 0].mean(axis=0))
     assert len(found) == len(CLASS_FEATURES)
-    assert all(np.isnan(v) for n, v in zip(FAMILY_FEATURES, found, strict=False) if n.startswith("explained"))
+    assert all(np.isnan(v) for n, v in zip(FORMAT_FEATURES, found, strict=False) if n.startswith("explained"))
 
 
 def test_a_model_is_as_it_was_after_every_hypothesis(ref: zoo.ModelRef, contexts: list[np.ndarray]) -> None:
@@ -207,11 +207,11 @@ def test_nf4_has_the_values_of_the_paper() -> None:
     assert values[8] == pytest.approx(0.0796, abs=1e-4) and values[1] == pytest.approx(-0.6962, abs=1e-4)
 
 
-def test_families_name_what_rounds() -> None:
-    def family(**values: str) -> str:
+def test_formats_name_what_rounds() -> None:
+    def told(**values: str) -> str:
         return format_of(Platform("x", "pytorch", **values))  # type: ignore[arg-type]
 
-    assert family() == "fp32" and family(dtype="bf16") == "bf16"
-    assert family(quantization="int8") == family(quantization="int8-weights", dtype="bf16") == "int8"
-    assert family(quantization="fp8-weights") == family(quantization="fp8-e4m3") == "fp8-e4m3"
-    assert {h.family for h in HYPOTHESES} == {"int8", "int4", "nf4", "fp8-e4m3", "fp8-e3m4", "mxint8", "bf16"}
+    assert told() == "fp32" and told(dtype="bf16") == "bf16"
+    assert told(quantization="int8") == told(quantization="int8-weights", dtype="bf16") == "int8"
+    assert told(quantization="fp8-weights") == told(quantization="fp8-e4m3") == "fp8-e4m3"
+    assert {h.format for h in HYPOTHESES} == {"int8", "int4", "nf4", "fp8-e4m3", "fp8-e3m4", "mxint8", "bf16"}

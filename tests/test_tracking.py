@@ -64,7 +64,7 @@ def locations(root: Path) -> list[str]:
 def test_a_run_holds_parameters_metrics_and_the_md5s_of_its_data(root: Path, train: Train) -> None:
     run = train()
     assert json.loads((root / "models/run.json").read_text()) == run
-    with tracking.open_store(root) as client:
+    with tracking.store.open_store(root) as client:
         data = client.get_run(run["run_id"]).data
     assert data.params == {"trees.depth": "4"}
     assert data.metrics == {"loss": 0.5}
@@ -77,11 +77,11 @@ def test_names_and_notes_say_what_a_run_is_about(root: Path, train: Train) -> No
     md5s = {"data/zoo": "z", "data/signatures": "s", "data/signatures/a": "a", "src/hspi": "c"}
     train()
     run = tracking.log_training("models/detector", {"params": wanted}, {}, md5s)
-    version = tracking.register(run, GOOD, "0123456789abcdef")["version"]
-    with tracking.open_store(root) as client:
+    version = tracking.registry.register(run, GOOD, "0123456789abcdef")["version"]
+    with tracking.store.open_store(root) as client:
         found = client.get_run(run["run_id"])
         files = [f.path for f in client.list_artifacts(run["run_id"])]
-        note = client.get_model_version(tracking.MODEL, str(version)).description
+        note = client.get_model_version(tracking.registry.MODEL, str(version)).description
         notes = [e.tags.get("mlflow.note.content", "") for e in client.search_experiments() if e.name == "hspi"]
     assert found.info.run_name == "detector, 2 platforms, 1 models"
     assert {t for t in found.data.tags if t.startswith("dvc.")} == {"dvc.md5.data/zoo", "dvc.md5.data/signatures"}
@@ -90,7 +90,7 @@ def test_names_and_notes_say_what_a_run_is_about(root: Path, train: Train) -> No
 
 
 def test_no_path_in_the_database_is_absolute(root: Path, train: Train) -> None:
-    tracking.register(train(), GOOD, "set")
+    tracking.registry.register(train(), GOOD, "set")
     assert all(path.startswith("mlruns/artifacts") for path in locations(root))
 
 
@@ -104,10 +104,10 @@ def test_the_model_holds_no_pickle_and_says_what_it_needs(root: Path, train: Tra
 
 
 def test_a_moved_checkout_still_finds_its_champion(root: Path, train: Train, tmp_path_factory: Any) -> None:
-    tracking.register(train('{"first": 1}'), GOOD, "set")
+    tracking.registry.register(train('{"first": 1}'), GOOD, "set")
     moved = tmp_path_factory.mktemp("elsewhere") / "checkout"
     shutil.move(root / "mlruns", moved / "mlruns")
-    path = tracking.champion_path(moved)
+    path = tracking.registry.champion_path(moved)
     assert path.is_relative_to(moved)
     assert (path / "facts.json").read_text() == '{"first": 1}'
 
@@ -116,8 +116,8 @@ def test_opening_the_store_leaves_mlflow_as_it_was(root: Path, monkeypatch: pyte
     """MLflow hands its URIs to child processes by the environment; ours must not reach them."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///of-the-user.db")
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
-    with tracking.open_store(root):
-        assert os.environ["MLFLOW_REGISTRY_URI"] == tracking.store_uri(root)
+    with tracking.store.open_store(root):
+        assert os.environ["MLFLOW_REGISTRY_URI"] == tracking.store.store_uri(root)
     assert os.environ["MLFLOW_TRACKING_URI"] == "sqlite:///of-the-user.db"
     assert "MLFLOW_REGISTRY_URI" not in os.environ
     assert not (root / "of-the-user.db").exists() and not (root / "mlflow.db").exists()
@@ -125,8 +125,8 @@ def test_opening_the_store_leaves_mlflow_as_it_was(root: Path, monkeypatch: pyte
 
 def test_pair_metrics_average_models_by_their_samples(root: Path, train: Train) -> None:
     run = train()
-    assert tracking.log_evaluation(run["run_id"], {**GOOD, "claim.false_alarm.0.01": 0.0}, "reports/tables")
-    with tracking.open_store(root) as client:
+    assert tracking.runs.log_evaluation(run["run_id"], {**GOOD, "claim.false_alarm.0.01": 0.0}, "reports/tables")
+    with tracking.store.open_store(root) as client:
         metrics = client.get_run(run["run_id"]).data.metrics
         tables = [f.path for f in client.list_artifacts(run["run_id"], "tables")]
     assert metrics["pair.torch-bf16/ort-fp32.accuracy"] == pytest.approx(0.975)
@@ -144,17 +144,17 @@ def test_thousands_of_pairs_are_logged(root: Path, train: Train) -> None:
         "level,split,model,platform_a,platform_b,accuracy,n\n" + "\n".join(rows)
     )
     run = train()
-    tracking.log_evaluation(run["run_id"], GOOD, "reports/tables")
-    with tracking.open_store(root) as client:
+    tracking.runs.log_evaluation(run["run_id"], GOOD, "reports/tables")
+    with tracking.store.open_store(root) as client:
         metrics = client.get_run(run["run_id"]).data.metrics
     assert sum(name.startswith("pair.") for name in metrics) == len(rows) > 1000
 
 
 def test_logging_an_evaluation_again_changes_nothing(root: Path, train: Train) -> None:
     run = train()
-    assert tracking.log_evaluation(run["run_id"], GOOD, "reports/tables")
-    assert not tracking.log_evaluation(run["run_id"], GOOD, "reports/tables")
-    with tracking.open_store(root) as client:
+    assert tracking.runs.log_evaluation(run["run_id"], GOOD, "reports/tables")
+    assert not tracking.runs.log_evaluation(run["run_id"], GOOD, "reports/tables")
+    with tracking.store.open_store(root) as client:
         assert len(client.get_metric_history(run["run_id"], "replay.probes.macro_accuracy")) == 1
 
 
@@ -164,11 +164,11 @@ def better(by: float = 0.0, one: float = 0.0) -> dict[str, float]:
 
 def test_the_first_is_champion_and_registering_again_changes_nothing(root: Path, train: Train) -> None:
     run = train()
-    first = tracking.register(run, GOOD, "set")
-    again = tracking.register(run, GOOD, "set")
+    first = tracking.registry.register(run, GOOD, "set")
+    again = tracking.registry.register(run, GOOD, "set")
     assert first["promoted"] and first["champion"] == first["version"] == 1
     assert again["version"] == again["champion"] == 1
-    with tracking.open_store(root) as client:
+    with tracking.store.open_store(root) as client:
         assert len(client.search_model_versions("name = 'hspi-detector'")) == 1
 
 
@@ -183,19 +183,19 @@ def test_the_first_is_champion_and_registering_again_changes_nothing(root: Path,
     ids=["better", "tie, better at one probe", "same", "worse"],
 )
 def test_only_a_better_one_becomes_champion(root: Path, train: Train, metrics: dict[str, float], wins: bool) -> None:
-    tracking.register(train("{}"), GOOD, "set")
-    second = tracking.register(train("[]"), metrics, "set")
+    tracking.registry.register(train("{}"), GOOD, "set")
+    second = tracking.registry.register(train("[]"), metrics, "set")
     assert second["version"] == 2
     assert second["champion"] == (2 if wins else 1)
     assert second["promoted"] is wins
-    assert (tracking.champion_path(root) / "facts.json").read_text() == ("[]" if wins else "{}")
+    assert (tracking.registry.champion_path(root) / "facts.json").read_text() == ("[]" if wins else "{}")
 
 
-def test_on_another_evaluation_set_both_bundles_are_scored_anew(root: Path, train: Train) -> None:
+def test_on_another_evaluation_set_both_detectors_are_scored_anew(root: Path, train: Train) -> None:
     """What they scored elsewhere, and under a stricter protocol, counts for neither."""
-    tracking.register(train("{}"), GOOD, "set")
+    tracking.registry.register(train("{}"), GOOD, "set")
     second = train("[]")
-    held = tracking.register(second, better(0.05), "other set")
+    held = tracking.registry.register(second, better(0.05), "other set")
     assert held["champion"] == 1 and "another set" in held["reason"]
 
     asked: list[str] = []
@@ -208,11 +208,11 @@ def test_on_another_evaluation_set_both_bundles_are_scored_anew(root: Path, trai
         return rescore
 
     for champions, challengers in ((0.07, 0.06), (0.07, 0.07)):
-        kept = tracking.register(second, better(0.09), "other set", rescore=rescoring(champions, challengers))
+        kept = tracking.registry.register(second, better(0.09), "other set", rescore=rescoring(champions, challengers))
         assert kept["champion"] == 1 and not kept["promoted"] and "does not beat" in kept["reason"]
-    won = tracking.register(second, better(-0.05), "other set", rescore=rescoring(0.01, 0.02))
+    won = tracking.registry.register(second, better(-0.05), "other set", rescore=rescoring(0.01, 0.02))
     assert won["champion"] == 2 and won["promoted"] and sorted(asked) == sorted(["{}", "[]"] * 3)
-    again = tracking.register(second, better(-0.05), "other set", rescore=rescoring(1, 0))
+    again = tracking.registry.register(second, better(-0.05), "other set", rescore=rescoring(1, 0))
     assert again["champion"] == 2 and len(asked) == 6, "the champion itself is not challenged by itself"
 
 
@@ -227,22 +227,22 @@ def test_a_champion_that_this_version_cannot_read_gives_way_and_a_challenger_tha
 
         return rescore
 
-    tracking.register(train("{}"), GOOD, "set")
+    tracking.registry.register(train("{}"), GOOD, "set")
     second = train("[]")
     with pytest.raises(DataError, match="other features"):
-        tracking.register(second, GOOD, "other set", rescore=unreadable("[]"))
-    won = tracking.register(second, GOOD, "other set", rescore=unreadable("{}"))
+        tracking.registry.register(second, GOOD, "other set", rescore=unreadable("[]"))
+    won = tracking.registry.register(second, GOOD, "other set", rescore=unreadable("{}"))
     assert won["champion"] == 2 and "cannot be scored" in won["reason"]
 
 
 def test_registering_needs_the_primary_metrics(root: Path, train: Train) -> None:
     with pytest.raises(DataError, match=r"replay\.probes\.macro_accuracy"):
-        tracking.register(train(), {"loss": 1.0}, "set")
+        tracking.registry.register(train(), {"loss": 1.0}, "set")
 
 
 def test_no_champion_is_one_clear_line(root: Path) -> None:
     with pytest.raises(DataError, match="must hold hspi-detector@champion"):
-        tracking.champion_path(root)
+        tracking.registry.champion_path(root)
 
 
 def test_publish_remakes_a_run_that_this_store_does_not_know_once(root: Path, train: Train) -> None:
@@ -266,7 +266,7 @@ def test_trials_nest_below_their_study_and_a_resumed_study_adds_the_new_ones(roo
     assert tracking.log_trials(study.trials, "trees") == 3
     study.optimize(lambda trial: trial.suggest_float("depth", 0, 1), n_trials=2)
     assert tracking.log_trials(study.trials, "trees") == 2
-    with tracking.open_store(root) as client:
+    with tracking.store.open_store(root) as client:
         experiment = client.get_experiment_by_name("hspi").experiment_id
         parent = client.search_runs([experiment], "tags.`hspi.stage` = 'tune'")
         trials = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent[0].info.run_id}'")
@@ -274,7 +274,7 @@ def test_trials_nest_below_their_study_and_a_resumed_study_adds_the_new_ones(roo
     assert parent[0].info.run_name == "tune trees" and any(t.info.run_name.startswith("trial 0: ") for t in trials)
     ended = parent[0].info.end_time
     assert tracking.log_trials(study.trials, "trees") == 0
-    with tracking.open_store(root) as client:
+    with tracking.store.open_store(root) as client:
         assert client.get_run(parent[0].info.run_id).info.end_time == ended, "nothing new, so the search is no longer"
     assert {float(t.data.params["depth"]) for t in trials} == {t.params["depth"] for t in study.trials}
 
@@ -282,7 +282,7 @@ def test_trials_nest_below_their_study_and_a_resumed_study_adds_the_new_ones(roo
 def test_a_temporary_experiment_writes_to_the_checkout_it_came_from(tmp_path: Path) -> None:
     copy = tmp_path / ".dvc" / "tmp" / "exps" / "tmpab12"
     copy.mkdir(parents=True)
-    assert tracking.store_root(copy) == tracking.store_root(tmp_path) == tmp_path.resolve()
+    assert tracking.store.store_root(copy) == tracking.store.store_root(tmp_path) == tmp_path.resolve()
 
 
 LOCK = """
@@ -312,6 +312,6 @@ def test_the_evaluation_set_is_its_data_not_its_code(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_may_make_the_store_at_once(tmp_path: Path) -> None:
-    code = "from hspi import tracking\nwith tracking.open_store() as c: print(len(c.search_experiments()))"
+    code = "from hspi import tracking\nwith tracking.store.open_store() as c: print(len(c.search_experiments()))"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=tmp_path) for _ in range(2)]
     assert [p.communicate()[0].split() for p in both] == [[b"2"], [b"2"]]

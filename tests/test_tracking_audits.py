@@ -17,7 +17,7 @@ def test_an_audit_is_one_run_with_its_verdict_and_no_key(tmp_path: Path) -> None
         found = audit(server, tmp_path / "a", "fp32")
     first = tracking.log_audit(tmp_path / "a", root=tmp_path)
     assert tracking.log_audit(tmp_path / "a", root=tmp_path) == first
-    with tracking.open_store(tmp_path) as client:
+    with tracking.store.open_store(tmp_path) as client:
         run = client.get_run(first)
         names = {f.path for f in client.list_artifacts(first)}
     assert run.data.tags["hspi.outcome"] == "contradicted" == found.outcome

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import HTTPRedirectHandler
 
 from hspi.errors import ConfigError, EndpointError, MissingExtra
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import httpx2 as httpx
     from openai import AsyncOpenAI
 
-Route = Literal["completions", "chat/completions", "models"]
+Route = Literal["completions", "chat/completions"]
 
 MAX_BODY = 4 << 20
 STRUCK_OUT = "[key]"
@@ -85,7 +86,6 @@ class Question:
 class Reply:
     """What came back with status 200: the text as it came (the key struck out) and the object in it."""
 
-    name: str
     text: str
     data: dict[str, Any]
 
@@ -109,7 +109,6 @@ class Endpoint:
     max_body: int = MAX_BODY
     transport: httpx.AsyncBaseTransport | None = None
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    attempts: int = 0
     _client: AsyncOpenAI | None = None
     _gate: asyncio.Semaphore | None = None
 
@@ -156,9 +155,8 @@ class Endpoint:
             wait = None
             try:
                 async with self._gate, asyncio.timeout(self.deadline):
-                    self.attempts += 1
                     text = await self._once(question)
-                reply = Reply(question.name, text, parse(text))
+                reply = Reply(text, parse(text))
                 check(reply)
                 return reply
             except _Unusable as error:
@@ -180,11 +178,7 @@ class Endpoint:
 
         assert self._client is not None
         try:
-            if question.route == "models":
-                sent = self._client.get("/models", cast_to=httpx.Response)
-            else:
-                sent = self._client.post(f"/{question.route}", body=question.body, cast_to=httpx.Response)
-            response = await sent
+            response = await self._client.post(f"/{question.route}", body=question.body, cast_to=httpx.Response)
         except openai.APIStatusError as error:
             raise self._status(error) from None
         except (openai.OpenAIError, httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
@@ -251,6 +245,13 @@ def shown_url(url: str) -> str:
 def one_line(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+class NoRedirects(HTTPRedirectHandler):
+    """For urllib: a redirect would carry what is sent, a key or an alert, to a host that nobody named."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
 
 
 def _bounded(inner: httpx.AsyncBaseTransport, limit: int) -> httpx.AsyncBaseTransport:

@@ -62,7 +62,8 @@ def demo(hide: str | None, seed: int | None, say: Callable[[str], object]) -> tu
     """(the hidden platform, the verdict on its answers, the verdict on a false claim about it).
 
     The platform runs for real, in a process of its own, at a batch size that no training signature has, on probes
-    that trained nothing.
+    that trained nothing. hide: the platform, or None to draw one; seed: of the draws; say: is told what happens.
+    Raises PlatformError where the platform does not run here, DataError where no detector was trained.
     """
     p = params.load()
     rng = random.Random(seed)
@@ -88,6 +89,7 @@ def demo(hide: str | None, seed: int | None, say: Callable[[str], object]) -> tu
 
 
 def report_files() -> list[Path]:
+    """What the pipeline left for people to look at, as far as it is there."""
     return [f for f in (stages.HTML, stages.METRICS, stages.TABLES, Path("mlruns/mlflow.db")) if f.exists()]
 
 

@@ -6,7 +6,6 @@ transformers, pyarrow and numpy (and what those bring, PyYAML among it) are inst
 
 from __future__ import annotations
 
-import types
 import typing
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -31,6 +30,9 @@ class Probes:
     seed: int
     length: int
     sets: dict[str, SetSize]
+
+    def specs(self) -> list[ProbeSpec]:
+        return [self.spec(name) for name in self.sets]
 
     def spec(self, name: str) -> ProbeSpec:
         if name not in self.sets or name not in KINDS:
@@ -72,18 +74,11 @@ class Params:
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
-        for name in self.probes.sets:
-            self.probes.spec(name)
+        self.probes.specs()
         for what in ("models", "platforms", "nuisances"):
             names = [getattr(x, "name", x) for x in getattr(self, what)]
             if twice := sorted({str(n) for n in names if names.count(n) > 1}):
                 raise ConfigError(f"{what} must be named once each, but {', '.join(twice)} comes again")
-
-    def nuisance(self, name: str) -> Nuisance:
-        for n in self.nuisances:
-            if n.name == name:
-                return n
-        raise ConfigError(f"nuisance must be one of {', '.join(n.name for n in self.nuisances)}, but got {name!r}")
 
 
 def load(path: str | Path = "params.yaml") -> Params:
@@ -111,12 +106,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
     if origin is typing.Literal:
         _expect(value in args, where, f"one of {args}", value)
         return value
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _build(args[0], value, where)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    ok = kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool)))
-    _expect(ok, where, kind.__name__ if isinstance(kind, type) else str(kind), value)
+    _expect(isinstance(value, kind) and isinstance(value, bool) == (kind is bool), where, kind.__name__, value)
     return value
 
 

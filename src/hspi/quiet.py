@@ -1,15 +1,17 @@
-"""Settings of other people's tools that keep a run quiet, offline and on its own cores.
+"""Other people's tools: settings that keep them quiet, offline and on their own cores, and what they complain of.
 
-Defaults alone: whatever the user's environment says stands. Call `be_quiet` before torch, MLflow, DVC or Prefect is
-imported. The Makefile exports the same names.
+The settings are defaults alone: whatever the user's environment says stands. Call `be_quiet` before torch, MLflow, DVC
+or Prefect is imported. The Makefile exports the same names.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import MutableMapping
+import subprocess
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
+from typing import Any
 
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -33,3 +35,9 @@ def be_quiet(environment: MutableMapping[str, str] = os.environ) -> None:
         environment.setdefault(name, value)
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def complaint(command: Sequence[str], **options: Any) -> str:
+    """Run a command, with `options` of subprocess.run; the last line on its stderr, or nothing where it succeeded."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    return (done.stderr.strip().splitlines() or ["it said nothing"])[-1] if done.returncode else ""

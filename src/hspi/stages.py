@@ -36,21 +36,17 @@ REGISTRY = Path("reports/registry.json")
 TOP_KS = (20, 5)
 
 
-def _specs(p: Params) -> list[Any]:
-    return [p.probes.spec(name) for name in p.probes.sets]
-
-
 def reference(p: Params, step: Step) -> None:
     REFERENCE.mkdir(parents=True, exist_ok=True)
     for model in p.models:
         step(model)
-        references(model, _specs(p), REFERENCE)
+        references(model, p.probes.specs(), REFERENCE)
 
 
 def featurize(p: Params, step: Step) -> list[Path]:
     wanted = in_use(STORE, p.platforms)
     return libraries.featurize(
-        p.models, _specs(p), STORE, REFERENCE, FEATURES, p.evaluation.seed, p.evaluation.top_k, step, wanted
+        p.models, p.probes.specs(), STORE, REFERENCE, FEATURES, p.evaluation.seed, p.evaluation.top_k, step, wanted
     )
 
 

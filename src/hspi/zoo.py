@@ -52,6 +52,11 @@ class ModelRef:
     vocab_size: int
     family: str
 
+    @property
+    def asked_as(self) -> str:
+        """What `resolve` finds the same model by, without the hub."""
+        return self.id if self.id in ZOO else str(self.path)
+
 
 def resolve(model: str) -> ModelRef:
     """From a zoo id, a folder or a hub id (`org/name`) to a model on this disk; the hub is asked in the last case only.

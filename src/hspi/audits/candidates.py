@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from hspi.evidence.aligned import align
 from hspi.evidence.library import Library
 from hspi.params import Params
 from hspi.platforms import catalogue, machine
+from hspi.quiet import complaint
 from hspi.reference.store import references as references_of
 from hspi.signatures.collect import Job, is_finished
 from hspi.signatures.schema import Header, Signature, read_header, read_signature
@@ -106,22 +106,19 @@ def collect_here(platforms: Sequence[str], ref: ModelRef, cache: Path, say: Say,
         if not machine.availability(catalogue.get(platform)).runnable:
             continue
         say(f"collecting {platform} on this machine, to be kept in {cache}")
-        model = ref.id if ref.id in zoo.ZOO else str(ref.path)
-        command = [sys.executable, "-m", "hspi", "collect", "--platform", platform, "--model", model]
+        command = [sys.executable, "-m", "hspi", "collect", "--platform", platform, "--model", ref.asked_as]
         command += ["--out", str(cache), "--progress", "none", "--jobs", "1", "--params", params_file]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or [str(done.returncode)])[-1]
-            raise PlatformError(f"{platform} must run on this machine, but: {last.removeprefix('Error: ')}")
+        if why := complaint(command):
+            raise PlatformError(f"{platform} must run on this machine, but: {why.removeprefix('Error: ')}")
 
 
 def _collected(platform: str, ref: ModelRef, p: Params, cache: Path) -> bool:
     """Whether the cache holds all of a platform's signatures of these weights already."""
     tokenizer = zoo.load_tokenizer(ref)
-    sets = [probes.build(p.probes.spec(name), tokenizer) for name in p.probes.sets]
-    known, model = catalogue.get(platform), ref.id if ref.id in zoo.ZOO else str(ref.path)
+    sets = [probes.build(spec, tokenizer) for spec in p.probes.specs()]
+    known = catalogue.get(platform)
     return all(
-        is_finished(Job(known, model, s.spec, nuisance, cache), ref.weights_hash, s.hash)
+        is_finished(Job(known, ref.asked_as, s.spec, nuisance, cache), ref.weights_hash, s.hash)
         for s in sets
         for nuisance in p.nuisances
     )
@@ -154,10 +151,8 @@ def measured(
     library: Library | None = None,
 ) -> Library:
     """These signatures as candidates, beside those of `library`; classes are measured anew."""
-    specs = [p.probes.spec(s) for s in p.probes.sets]
     references.mkdir(parents=True, exist_ok=True)
-    model = ref.id if ref.id in zoo.ZOO else str(ref.path)
-    logits, predicted = references_of(model, specs, references)
+    logits, predicted = references_of(ref.asked_as, p.probes.specs(), references)
     data = align(name, signatures, logits, predicted=predicted)
     seed, top_k = p.evaluation.seed, p.evaluation.top_k
     return Library.measured(data, seed, top_k) if library is None else library.joined(data, seed, top_k)

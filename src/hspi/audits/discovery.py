@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from hspi.audits.answers import Answer, Names, decimals, read_answer, read_text
 from hspi.client import Invalid, Question, Refused, Reply, Route
 from hspi.errors import EndpointError
 
+DISCOVERY_TOKENS = 4  # output tokens that finding out what an endpoint gives may take
 LADDER = (20, 5, 2)  # how many alternatives to ask for, the most first
 
 Ask = Callable[[Question, Callable[[Reply], object]], Awaitable[Reply]]
@@ -66,11 +67,8 @@ class Capabilities:
     decimals: int | None = None
     extra_tokens: int | None = None
     foreign: int = 0
-    tokens: int = 4  # what finding out took
+    tokens: int = DISCOVERY_TOKENS  # what finding out took
     remarks: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 Prompt = tuple[Sequence[int], str]

@@ -67,7 +67,7 @@ class Records:
             raise Refused(row["text"], row["status"])
         if row["outcome"] == "invalid":
             raise Invalid(row["text"])
-        return Reply(question.name, row["text"], parse(row["text"]))
+        return Reply(row["text"], parse(row["text"]))
 
     async def _ask_endpoint(self, question: Question, check: Callable[[Reply], object]) -> Row:
         if self.endpoint is None or self._journal is None:
@@ -196,15 +196,14 @@ def read_settings(folder: Path) -> Settings:
 # ---------------------------------------------------------------- the manifest
 
 
-def seal(folder: Path) -> str:
-    """Write the manifest: the sha256 of every file. Returns the manifest's own."""
+def seal(folder: Path) -> None:
+    """Write the manifest: the sha256 of every file."""
     files = {str(p.relative_to(folder)): digest(p) for p in _files(folder)}
     write_json(folder / MANIFEST, files)
-    return digest(folder / MANIFEST)
 
 
-def check_seal(folder: Path) -> str:
-    """The manifest's sha256. Raises DataError with the name of the first file that is not as it was sealed."""
+def check_seal(folder: Path) -> None:
+    """Raises DataError with the name of the first file that is not as it was sealed."""
     path = folder / MANIFEST
     try:
         text = path.read_text("utf-8")
@@ -217,12 +216,11 @@ def check_seal(folder: Path) -> str:
     present = {str(p.relative_to(folder)): p for p in _files(folder)}
     for name in sorted({*sealed, *present}):
         if name not in present:
-            raise DataError(f"{folder / name} must be in the detector, but it is missing")
+            raise DataError(f"{folder / name} must be in the sealed folder, but it is missing")
         if name not in sealed:
             raise DataError(f"{folder / name} must be listed in {MANIFEST}, but it is not")
         if digest(present[name]) != sealed[name]:
             raise DataError(f"{folder / name} must be as it was sealed, but it (or its line in {MANIFEST}) was changed")
-    return digest(path)
 
 
 def is_sealed(folder: Path) -> bool:

@@ -88,12 +88,6 @@ class Material:
         """What a verdict on them tells apart."""
         return None if self.library is None else self.detector.told(self.settings.model)
 
-    def usable(self, as_ids: bool) -> npt.NDArray[np.bool_]:
-        """(P,): which probes of the library can be asked, as ids or as text."""
-        found = np.ones(len(self.detector.library(self.settings.model).data.probes), bool)
-        found[[] if as_ids else self.inexact] = False
-        return found
-
 
 def prepare(settings: Settings, detector: Detector, specs: Sequence[ProbeSpec], ref: ModelRef) -> Material:
     """Material for an audit of `settings.model`, whose library stands in `detector`, unless nothing was ever collected.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from math import log10
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,7 @@ def _factors(found: Verdict) -> str:
 def _evidence(found: Verdict, material: Material) -> str:
     if not found.log10_e:
         return ""
-    threshold = f"a class is excluded from {_threshold(found.alpha)} on"
-    said = f"<p>log<sub>10</sub> of the highest E-value; {threshold}.</p>"
+    said = f"<p>log<sub>10</sub> of the highest E-value; a class is excluded from {-log10(found.alpha):g} on.</p>"
     return f"<h2>Evidence against each class</h2>{said}{_classes(found, material)}"
 
 
@@ -114,9 +114,3 @@ def _classes(found: Verdict, material: Material) -> str:
             f'<td style="width:30%"><span class="bar" style="width:{width:.0f}%"></span></td></tr>'
         )
     return f"<table>{''.join(rows)}</table>"
-
-
-def _threshold(alpha: float) -> str:
-    from math import log10
-
-    return f"{-log10(alpha):g}"

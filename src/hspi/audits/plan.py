@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from hspi.audits.discovery import Capabilities
+from hspi.audits.discovery import DISCOVERY_TOKENS, Capabilities
 from hspi.audits.levels.scorer import Scorer
 from hspi.audits.material import Material, Probe
 from hspi.audits.sequential import crossing
-
-SET_ASIDE = 4  # output tokens that a budget keeps for discovery
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ def make_plan(
     if scorer is not None:
         at = {p: i for i, p in enumerate(scorer.data.probes)}
         asked = [p for p in asked if scorer.asks(at[p.set, p.id])]
-    left = material.settings.budget - max(0, cap.tokens - SET_ASIDE)
+    left = material.settings.budget - max(0, cap.tokens - DISCOVERY_TOKENS)
     asked = asked[: max(0, left if most is None else min(most, left))]
     prompt = sum(len(p.ids) + max(cap.extra_tokens or 0, 0) for p in asked)
     price = material.settings.price

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any, Protocol
 from hspi import judging, params, zoo
 from hspi.audits import candidates, material, page
 from hspi.audits.answers import Names
-from hspi.audits.discovery import discover
+from hspi.audits.candidates import Say
+from hspi.audits.discovery import DISCOVERY_TOKENS, discover
 from hspi.audits.folder import Records, check_seal, is_sealed, load, open_folder, seal
 from hspi.audits.gathering import gather, reader
 from hspi.audits.levels import residual
@@ -32,9 +32,6 @@ from hspi.signatures.store import STORE
 from hspi.verdict import Verdict
 
 AUDITS, KEPT = Path("audits"), Path(".cache/audit")
-DISCOVERY_TOKENS = 4  # output tokens that finding out what an endpoint gives may take
-
-Say = Callable[[str], object]
 
 
 def silent(line: str) -> None:
@@ -94,7 +91,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What came of a request: no verdict where the plan alone was asked for."""
+    """What came of a request. folder: of the evidence; material: what was brought along; plan: what was to be asked;
+    verdict: None where the plan alone was asked for."""
 
     folder: Path
     material: Material
@@ -157,8 +155,7 @@ class Project:
             claim=self.settings.claim,
             params_file=str(self.request.params),
         )
-        specs = [self.params.probes.spec(name) for name in self.params.probes.sets]
-        return material.prepare(self.settings, full, specs, self.ref)
+        return material.prepare(self.settings, full, self.params.probes.specs(), self.ref)
 
 
 def audit(
@@ -187,8 +184,8 @@ def start(
 ) -> Audit:
     """Ask, judge, seal the evidence in `folder` (by default the request's own). Raises as `audit` does.
 
-    dry_run: find out what the endpoint gives, make the plan, leave nothing behind. supply and endpoint stand in for
-    the project's folders and the request's URL.
+    say: is told the plan, line by line. dry_run: find out what the endpoint gives, make the plan, leave nothing behind.
+    supply and endpoint stand in for the project's folders and the request's URL.
     """
     supply = supply or Project(request, say)
     endpoint = endpoint or Endpoint(request.base_url, os.environ.get("OPENAI_API_KEY", ""), request.concurrency)
@@ -206,7 +203,10 @@ def start(
 
 
 def rescore(folder: Path, say: Say = silent) -> Audit:
-    """Score a sealed folder again, offline. Raises DataError if a byte changed or the verdict would be another."""
+    """Score a sealed folder again, offline: neither endpoint, weights nor registry are needed.
+
+    Raises DataError if the folder is no sealed audit, a byte changed, or the verdict would be another.
+    """
     check_seal(folder)
     found = asyncio.run(_conduct(load(folder), None, folder, say))
     sealed, verdict = read_json(folder / "verdict.json"), found.verdict

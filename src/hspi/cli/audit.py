@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hspi.cli.common import json_option, params_option
+from hspi.cli.common import claim_option, detector_option, json_option, params_option
 
 if TYPE_CHECKING:
     from hspi.audits.run import Audit, Request
 
-DISCOVERY_TOKENS = 4  # as `hspi.audits.run` has it, whose import takes a second
+DISCOVERY_TOKENS = 4  # as `hspi.audits.discovery` has it, whose import takes a second
 
 
 @click.command()
@@ -38,7 +38,7 @@ def serve(platform_id: str, model: str, host: str, port: int, max_batch: int, se
 @click.option("--base-url", envvar="OPENAI_BASE_URL", help="URL up to /v1. Default: OPENAI_BASE_URL.")
 @click.option("--model", "served", help="Name under which the endpoint serves the model.")
 @click.option("--weights", help="Zoo id, path or hub id of the weights that are said to be served.")
-@click.option("--claim", help="Platform id that the provider claims.")
+@claim_option
 @click.option("--claim-format", help="Number format, where that is all that is claimed: bf16, int8, ...")
 @click.option(
     "--alpha", type=click.FloatRange(1e-9, 0.5), default=0.01, show_default=True, help="False alarms at most."
@@ -50,9 +50,9 @@ def serve(platform_id: str, model: str, host: str, port: int, max_batch: int, se
 @click.option("--order", type=click.IntRange(0), default=0, show_default=True,
               help="Draws the order of the probes; take another for another audit of the same endpoint.")  # fmt: skip
 @click.option("--candidates", default="store,emulated", show_default=True, help="Some of local,store,emulated.")
-@click.option("--detector", type=click.Path(path_type=Path), help="Its folder. Default: champion, else the last.")
+@detector_option
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the evidence.")
-@click.option("--replay", "replayed", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
+@click.option("--replay", "sealed", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
               help="Score a finished audit again, offline.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Find out what the endpoint gives, print the plan, stop.")
 @click.option("--html", "open_html", is_flag=True, help="Say where the HTML report is.")
@@ -65,7 +65,7 @@ def audit(
     base_url: str | None,
     served: str | None,
     weights: str | None,
-    replayed: Path | None,
+    sealed: Path | None,
     out: Path | None,
     dry_run: bool,
     open_html: bool,
@@ -88,8 +88,8 @@ def audit(
     def say(line: str) -> None:
         click.echo(line, err=as_json)
 
-    if replayed is not None:
-        _finish(ctx, run.rescore(replayed, say), as_json, open_html)
+    if sealed is not None:
+        _finish(ctx, run.rescore(sealed, say), as_json, open_html)
         return
     request = request_of(base_url, served, weights, options)
     found = run.start(request, out, say=say, dry_run=dry_run)

@@ -39,7 +39,7 @@ def platforms_list(as_json: bool) -> None:
 
 
 def _by_family(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for the plans of a virtual GPU: `vgpu-a100-bf16-*`."""
+    """One row for the kernel plans of a virtual GPU: `vgpu-a100-bf16-*`."""
     from hspi.platforms.record import Platform
     from hspi.platforms.virtual.catalogue import family
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 
 params_option = click.option(
     "--params", "params_file", default="params.yaml", show_default=True, type=click.Path(dir_okay=False)
+)
+claim_option = click.option("--claim", help="Platform id that the provider claims.")
+detector_option = click.option(
+    "--detector", type=click.Path(path_type=Path), help="Its folder. Default: champion, else the last."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 

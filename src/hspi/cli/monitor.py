@@ -11,11 +11,25 @@ import click
 from hspi.cli.audit import audit, request_of
 from hspi.cli.common import json_option, show
 
-OF_ONE_AUDIT = {"out", "replayed", "dry_run", "open_html", "no_mlflow", "as_json"}  # options that make no sense here
-AUDIT_OPTIONS = [p for p in audit.params if p.name not in OF_ONE_AUDIT]
+OF_ONE_AUDIT = {"out", "sealed", "dry_run", "open_html", "no_mlflow", "as_json"}  # options that make no sense here
 COLUMNS = ["time", "outcome", "answer", "alert", "claim_p_value", "tokens", "level", "news"]
 
 
+@click.command()
+@click.option(
+    "--out", "root", type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the history; each audit gets a dated one in it. Default: audits/monitor/KEY.",
+)  # fmt: skip
+@click.option(
+    "--retries", type=click.IntRange(0, 100), default=2, show_default=True, help="More tries where the endpoint fails."
+)
+@click.option("--retry-delay", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds between tries.")
+@click.option(
+    "--webhook", envvar="HSPI_WEBHOOK",
+    help="URL that is sent an alert as JSON; rather set HSPI_WEBHOOK, for it may hold a secret.",
+)  # fmt: skip
+@click.option("--json", "print_json", is_flag=True, help="Print JSON for machines.")
+@click.pass_context
 def monitor(
     ctx: click.Context,
     base_url: str | None,
@@ -51,21 +65,7 @@ def monitor(
     ctx.exit(found.entry.exit_code)
 
 
-def _monitor_command() -> click.Command:
-    """`hspi audit`'s own options where they make sense, and those of a history."""
-    own: list[click.Parameter] = [
-        click.Option(["--out", "root"], type=click.Path(file_okay=False, path_type=Path),
-                     help="Folder of the history; each audit gets a dated one in it. Default: audits/monitor/KEY."),
-        click.Option(["--retries"], type=click.IntRange(0, 100), default=2, show_default=True,
-                     help="More tries where the endpoint fails."),
-        click.Option(["--retry-delay"], type=click.FloatRange(0), default=30.0, show_default=True,
-                     help="Seconds between tries."),
-        click.Option(["--webhook"], envvar="HSPI_WEBHOOK",
-                     help="URL that is sent an alert as JSON; rather set HSPI_WEBHOOK, for it may hold a secret."),
-        click.Option(["--json", "print_json"], is_flag=True, help="Print JSON for machines."),
-    ]  # fmt: skip
-    callback = click.pass_context(monitor)
-    return click.Command("monitor", callback=callback, params=[*AUDIT_OPTIONS, *own], help=monitor.__doc__)
+monitor.params[:0] = [p for p in audit.params if p.name not in OF_ONE_AUDIT]
 
 
 @click.command("history")
@@ -118,4 +118,4 @@ def _endpoints() -> list[dict[str, Any]]:
     return rows
 
 
-COMMANDS = (_monitor_command(), history)
+COMMANDS = (monitor, history)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hspi.cli.common import json_option
+from hspi.cli.common import claim_option, detector_option, json_option
 
 if TYPE_CHECKING:
     from hspi.verdict import Verdict
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--claim", help="Platform id that the provider claims.")
+@claim_option
 @click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.01, show_default=True)
 @click.option("--probes", type=click.IntRange(1), default=32, show_default=True, help="Rows of the file to use.")
 @click.option("--top-k", type=click.IntRange(2), default=20, show_default=True)
-@click.option("--detector", type=click.Path(path_type=Path), help="Detector folder. Default: champion, else the last.")
+@detector_option
 @json_option
 @click.pass_context
 def verdict(

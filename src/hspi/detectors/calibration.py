@@ -37,6 +37,9 @@ class Calibration:
     ) -> Floats:
         """P(a right candidate scores this low or lower), at the nearest calibrated size that is not larger.
 
+        score (…, K): log-odds of K candidates, from `probes` probes with `top_k` tokens each. Returns the same shape.
+        Raises DataError where nothing was calibrated.
+
         candidates: names ("model/class") of the last axis of `score`. The p-value is then the larger of that among
         all right candidates and that among this candidate's own scores (Mondrian conformal, op. cit. section 4.5):
         a claim falls only if the observation is odd for its own platform.
@@ -51,7 +54,7 @@ class Calibration:
         return p
 
     def size(self, probes: int, top_k: int) -> str:
-        """The calibrated sample size that serves for this one, as "32x20"."""
+        """The calibrated sample size that serves for this one, as "32x20": probes × top-k. Raises as `p_value`."""
         if not self.true_scores:
             raise DataError("a calibration must hold scores, but this one is empty")
         sizes = [tuple(int(v) for v in key.split("x")) for key in self.true_scores]
@@ -73,6 +76,7 @@ class Calibration:
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
+        """From a file with the text of `to_json`. Raises DataError if it is not that."""
         try:
             return cls(**json.loads(path.read_text("utf-8")))
         except (OSError, ValueError, TypeError) as error:
@@ -85,14 +89,17 @@ def _rank(known: Sequence[float], score: Floats) -> Floats:
     return np.asarray((1 + below) / (len(known) + 1))
 
 
+def log_loss(scores: Floats, truth: npt.NDArray[np.int64], temperature: float) -> float:
+    """Mean log-loss of `truth` (n,) among the classes, of log-odds (n, K) over a temperature."""
+    z = scores / temperature
+    z = z - z.max(axis=1, keepdims=True)
+    return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), truth]).mean())
+
+
 def fit_temperature(scores: Floats, truth: npt.NDArray[np.int64]) -> float:
     """The temperature with the least log-loss of `truth` among the classes: scores (n, K), truth (n,)."""
     from scipy.optimize import minimize_scalar
 
-    def loss(log_t: float) -> float:
-        z = np.asarray(scores, float) / np.exp(log_t)
-        z = z - z.max(axis=1, keepdims=True)
-        return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), truth]).mean())
-
-    found = minimize_scalar(loss, bounds=(np.log(0.25), np.log(20.0)), method="bounded")
+    wide, bounds = np.asarray(scores, float), (np.log(0.25), np.log(20.0))
+    found = minimize_scalar(lambda log_t: log_loss(wide, truth, np.exp(log_t)), bounds=bounds, method="bounded")
     return float(np.exp(found.x))

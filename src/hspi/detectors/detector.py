@@ -31,7 +31,9 @@ from hspi.verdict import UNKNOWN, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Detector:
-    """verifier: of pairs; number_format: from residuals; libraries: candidates, by model."""
+    """verifier: of (observation, candidate) pairs, whose log-odds `calibration` turns into p-values and a posterior;
+    number_format: from residuals; libraries: candidates' signatures, by model.
+    """
 
     verifier: Boosted
     number_format: NumberFormat
@@ -96,7 +98,7 @@ class Detector:
         return replace(found, nearest=classes.name(best), plan=told.plans[best])
 
     def scores(self, seen: Observation) -> F32:
-        """Log-odds that each platform of the library is the observed one: (C,)."""
+        """Natural log-odds that each platform of the library is the observed one: (C,). Raises as `judge` does."""
         data, k = self.library(seen.model).data, seen.ids.shape[1]
         at = _rows(data, seen)
         logprobs, rank = place(data.slots[at], seen.ids, seen.logprobs)

@@ -31,6 +31,8 @@ class HspiLd(ClassifierMixin, BaseEstimator):
     With more features than samples the standardised data are first turned onto their own span by an orthogonal map.
     An L2-regularised linear machine gives the same decisions before and after (its solution lies in that span), at a
     small part of the cost; `rotate=False` trains on the features themselves.
+
+    C, max_iter, random_state: as scikit-learn's LinearSVC has them.
     """
 
     def __init__(self, C: float = 1.0, max_iter: int = 1000, rotate: bool = True, random_state: int | None = 0) -> None:
@@ -40,7 +42,7 @@ class HspiLd(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
-        """X (n_samples, n_features), y (n_samples,)."""
+        """X (n_samples, n_features), finite; y (n_samples,). Raises ValueError for fewer than 2 classes."""
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
         self.classes_ = np.unique(y)
@@ -63,6 +65,7 @@ class HspiLd(ClassifierMixin, BaseEstimator):
         return z if self.basis_ is None else z @ self.basis_
 
     def predict(self, X: Any) -> np.ndarray:
+        """Labels (n_samples,) of X (n_samples, n_features). Raises NotFittedError before `fit`."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         return np.asarray(self.svm_.predict(self._turn(self.scaler_.transform(X))))
@@ -91,7 +94,9 @@ def _span(z: np.ndarray) -> np.ndarray:
 class Boosted(ClassifierMixin, BaseEstimator):
     """XGBoost's histogram trees with any labels, missing values allowed, saved as UBJ and JSON (never a pickle).
 
-    monotone: for each feature, 1 or −1 where the score may only rise or fall with it, else 0 (two classes).
+    Two classes are told by logistic loss, more by softmax (Chen and Guestrin, *XGBoost*, KDD 2016). The parameters are
+    XGBoost's own, by its names; n_estimators: trees, of each class where there are more than two. monotone: for each
+    feature, 1 or −1 where the score may only rise or fall with it, else 0 (two classes).
     One thread by default: beside another process, more threads and their spinning cost tens of times the work.
     """
 
@@ -124,8 +129,11 @@ class Boosted(ClassifierMixin, BaseEstimator):
         tags.input_tags.allow_nan = True
         return tags
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, callbacks: Any = None) -> Self:
-        """X (n_samples, n_features) with NaN where missing, y (n_samples,), sample_weight (n_samples,)."""
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """X float32 (n_samples, n_features), NaN where missing; y (n_samples,); sample_weight (n_samples,) or None.
+
+        Raises ValueError for fewer than 2 classes, and for weights that are all zero.
+        """
         import xgboost
 
         X, y = validate_data(self, X, y, dtype=np.float32, ensure_all_finite="allow-nan")
@@ -138,7 +146,7 @@ class Boosted(ClassifierMixin, BaseEstimator):
             if not sample_weight.any():
                 raise ValueError("sample_weight must not be all zero, but it is")
         matrix = xgboost.QuantileDMatrix(X, label=codes, weight=sample_weight, nthread=self.nthread, max_bin=256)
-        self.booster_ = xgboost.train(self._parameters(), matrix, self.n_estimators, callbacks=callbacks)
+        self.booster_ = xgboost.train(self._parameters(), matrix, self.n_estimators)
         return self
 
     def _parameters(self) -> dict[str, Any]:
@@ -151,24 +159,27 @@ class Boosted(ClassifierMixin, BaseEstimator):
         return {**goal, **rest, **{name: getattr(self, name) for name in names}}
 
     def margin(self, X: Any) -> np.ndarray:
-        """Log-odds before the link: (n_samples,) for two classes, (n_samples, n_classes) for more."""
+        """Log-odds (natural) before the link, float32: (n_samples,) for two classes, that of the second of `classes_`;
+        (n_samples, n_classes) for more. X as in `fit`.
+        """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float32, reset=False, ensure_all_finite="allow-nan")
         return np.asarray(self.booster_.inplace_predict(X, predict_type="margin"))
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """(n_samples, n_classes), columns in the order of `classes_`."""
+        """float32 (n_samples, n_classes), columns in the order of `classes_`. X as in `fit`."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float32, reset=False, ensure_all_finite="allow-nan")
         found = np.asarray(self.booster_.inplace_predict(X))
         return np.stack([1 - found, found], axis=1) if found.ndim == 1 else found
 
     def predict(self, X: Any) -> np.ndarray:
+        """The likeliest label of each row: (n_samples,). X as in `fit`."""
         check_is_fitted(self)
         return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
 
     def save(self, path: str | Path) -> None:
-        """Write PATH.ubj (trees) and PATH.json (labels, parameters)."""
+        """Write PATH.ubj (trees) and PATH.json (labels, parameters), each whole or not at all."""
         check_is_fitted(self)
         path = Path(path)
         write_bytes(path.with_suffix(".ubj"), bytes(self.booster_.save_raw("ubj")))

@@ -20,7 +20,7 @@ from hspi.detectors.estimators import Boosted
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.distribution import DISTRIBUTION_FEATURES, GRID_BITS, grid_statistics
 from hspi.evidence.explained import EXPLAINED_STATISTICS as COLUMNS
-from hspi.evidence.explained import all_statistics, class_features, explained_statistics, family_features
+from hspi.evidence.explained import all_statistics, class_features, explained_statistics, format_features
 from hspi.evidence.library import Library
 from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32
@@ -28,7 +28,7 @@ from hspi.platforms.record import Platform
 from hspi.splits import Index, ProbeSplit, draw, partitions, split_probes
 
 FORMATS = {
-    "int8-weights": "int8",  # the coarsest rounding is the weights'; activations in int8 or float are the same family
+    "int8-weights": "int8",  # the coarsest rounding is the weights'; activations in int8 or float are the same format
     "int4-weights": "int4",
     "int8-int4-weights": "int4",  # int8 activations are finer than 4-bit weights
     "fp8-weights": "fp8-e4m3",  # quanto's qfloat8 and torchao's default are OCP E4M3
@@ -63,7 +63,11 @@ def format_of(platform: Platform) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Formats:
-    """posterior: {format: lowest and highest probability over the blocks}; size: log2 of the residual over bf16's."""
+    """What BLOCKS disjoint parts of the answers say of the number format.
+
+    posterior: {format: lowest and highest probability over the blocks}; size: log2 of the residual's root mean square
+    over what bf16's rounding is foretold to leave.
+    """
 
     posterior: dict[str, tuple[float, float]]
     size: float
@@ -76,6 +80,7 @@ class Formats:
 
     @property
     def stray(self) -> bool:
+        """Whether residuals are so large that other weights or other tokens must have answered."""
         return self.size > STRAY
 
     def excludes(self, claimed: str) -> bool:
@@ -90,13 +95,13 @@ class Formats:
 class NumberFormat:
     """The detector of number formats: fitted on samples of known platforms, it tells the format of an observation.
 
-    trees: of the features of `evidence.explained.family_features`; their classes are the formats seen in training.
+    trees: of the features of `evidence.explained.format_features`; their classes are the formats seen in training.
     """
 
     trees: Boosted
 
     def fit(self, benches: Sequence[SampleBench]) -> Self:
-        """On every platform and setting of these models."""
+        """On TRAINING_SAMPLES samples of PROBES probes of every platform and setting of these models."""
         tables = training_tables(benches)
         self.trees.fit(np.concatenate([x for x, _ in tables]), np.concatenate([y for _, y in tables]))
         return self
@@ -107,24 +112,28 @@ class NumberFormat:
         return [str(f) for f in self.trees.classes_.tolist()]
 
     def tell(self, reference: Aligned, seen: Observation) -> Formats:
-        """The format of answers to at least BLOCKS of the reference's probes, block by block."""
+        """The format of answers to at least BLOCKS of the reference's probes, block by block.
+
+        reference: holds the answered probes, with `predicted` (`Aligned`). Raises KeyError for a probe that it lacks.
+        """
         return self.of_statistics(explained_statistics(seen.beside(reference), 0, 0, seen.ids.shape[1]))
 
     def of_statistics(self, statistics: F32) -> Formats:
         """The same from statistics (n, len(EXPLAINED_STATISTICS)) of n probes, at least BLOCKS."""
         means = np.stack([statistics[i::BLOCKS].mean(axis=0) for i in range(BLOCKS)])
-        p = self.trees.predict_proba(family_features(means))
+        p = self.trees.predict_proba(format_features(means))
         ends = {f: (float(p[:, i].min()), float(p[:, i].max())) for i, f in enumerate(self.formats)}
         mean = statistics.mean(axis=0)
         own, foretold = (float(mean[COLUMNS.index(name)]) + 1e-30 for name in ("rr", "xx_bf16"))
         return Formats(ends, 0.5 * float(np.log2(own / foretold)))
 
     def posterior(self, reference: Aligned, seen: Observation) -> dict[str, float]:
-        """{format: probability} from all answers together, however few."""
+        """{format: probability}, of sum 1, from all answers together, however few. Raises as `tell` does."""
         mean = explained_statistics(seen.beside(reference), 0, 0, seen.ids.shape[1]).mean(axis=0, keepdims=True)
-        return dict(zip(self.formats, self.trees.predict_proba(family_features(mean))[0].tolist(), strict=True))
+        return dict(zip(self.formats, self.trees.predict_proba(format_features(mean))[0].tolist(), strict=True))
 
     def save(self, path: Path) -> None:
+        """As `Boosted.save`."""
         self.trees.save(path)
 
     @classmethod
@@ -148,9 +157,9 @@ def lean(seen: Observation) -> str:
 PROBES, TOP_K = 32, 20
 TRAINING_SAMPLES = 12  # of each platform and setting
 
-# `residual` tells the family on any model; `residual-classes` adds what holds on the models trained on alone
+# `residual` tells the number format on any model; `residual-classes` adds what holds on the models trained on alone
 FEATURES: dict[str, Callable[[F32], F32]] = {
-    "residual": family_features,
+    "residual": format_features,
     "residual-classes": class_features,
     "distribution": lambda mean: mean,
 }

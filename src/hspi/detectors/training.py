@@ -46,6 +46,7 @@ class Bench:
 
     @classmethod
     def of(cls, library: Library, seed: int, top_ks: Sequence[int] = (20, 5)) -> Bench:
+        """To train with; seed splits the probes, and draws the twins' noise."""
         return replace(cls.plain(library, seed, top_ks), unsteady=cls.plain(with_twins(library, seed), seed, top_ks))
 
     @classmethod
@@ -66,6 +67,9 @@ class Bench:
     def settings(self) -> list[int]:
         return list(range(len(self.data.nuisances)))
 
+    def settings_but(self, held_out: str | None) -> list[int]:
+        return [s for s in self.settings if self.data.nuisances[s] != held_out]
+
 
 def fit_verifier(
     benches: Sequence[Bench],
@@ -74,21 +78,21 @@ def fit_verifier(
     held_out_setting: str | None = None,
     dropped: Sequence[str] = (),
     permute: bool = False,
-    seed: int = 0,
     sizes: Sequence[tuple[int, int, int]] = TRAINING_SIZES,
 ) -> Boosted:
     """Fit on the `fit` probes of these models, without one nuisance setting and without some platforms.
 
-    permute: give each sample the label of another one (the null of the protocol).
+    parameters: of `Boosted`; sizes: (probes, top-k, samples of each observation) that are mixed; permute: give each
+    sample the label of another one (the null of the protocol). Raises DataError without a second setting.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     xs, ys, ws = [], [], []
     for bench in [*benches, *(b.unsteady for b in benches if b.unsteady)]:
         drop = [i for i, p in enumerate(bench.data.platform_ids()) if origin(p) in set(dropped)]
         keep = [i for i in range(len(bench.data.platforms)) if i not in drop]
         if not keep:  # few platforms, and every one that has twins is held out
             continue
-        settings = [s for s in bench.settings if bench.data.nuisances[s] != held_out_setting]
+        settings = bench.settings_but(held_out_setting)
         for n, k, samples in sizes:
             pairs = bench.comparisons[k]
             chosen = draw(bench.split.fit, min(n, len(bench.split.fit)), samples, rng)
@@ -109,17 +113,18 @@ def fit_verifier(
     return verifier.fit(np.concatenate(xs), np.concatenate(ys), sample_weight=np.concatenate(ws))
 
 
-def calibrate(
-    verifier: Boosted, benches: Sequence[Bench], held_out_setting: str | None = None, seed: int = 1
-) -> Calibration:
-    """Levels of the verifier's scores on the `calibrate` probes, which it was not fitted on."""
-    rng = np.random.default_rng(seed)
+def calibrate(verifier: Boosted, benches: Sequence[Bench], held_out_setting: str | None = None) -> Calibration:
+    """Levels of the verifier's scores on the `calibrate` probes, which it was not fitted on, at CALIBRATION_SIZES.
+
+    held_out_setting: left out of observations and libraries alike.
+    """
+    rng = np.random.default_rng(1)
     true_scores: dict[str, list[float]] = {}
     temperatures, unknown = [], []
     for n, k in CALIBRATION_SIZES:
         right: list[float] = []
         for bench in benches:
-            settings = [s for s in bench.settings if bench.data.nuisances[s] != held_out_setting]
+            settings = bench.settings_but(held_out_setting)
             pool = bench.split.calibrate
             pairs = bench.comparisons[k]
             samples = draw(pool, min(n, len(pool)), 12, rng)
@@ -146,7 +151,7 @@ def own_scores(
     """Each class's scores against itself, setting against setting: {"model/class": {"32x20": sorted scores}}."""
     found: dict[str, dict[str, list[float]]] = {}
     for bench in benches:
-        settings = [s for s in bench.settings if bench.data.nuisances[s] != held_out_setting]
+        settings = bench.settings_but(held_out_setting)
         for n, k in CALIBRATION_SIZES:
             samples = draw(bench.split.calibrate, min(n, len(bench.split.calibrate)), OWN_SAMPLES, rng)
             for i, label in enumerate(bench.classes.label):

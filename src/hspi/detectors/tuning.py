@@ -15,7 +15,7 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from hspi.detectors.calibration import fit_temperature
+from hspi.detectors.calibration import fit_temperature, log_loss
 from hspi.detectors.estimators import Boosted
 from hspi.detectors.training import TRAINING_SIZES, Bench, fit_verifier
 from hspi.detectors.verifier import class_scores, score, tabulate
@@ -60,21 +60,16 @@ def _verifier_goal(benches: Sequence[Bench], trial: optuna.Trial) -> float:
                 pairs = bench.comparisons[k]
                 table = tabulate(pairs, pairs.observed([at]), bench.settings, samples, bench.split.fit)
                 truth = np.asarray(bench.classes.label)[table.truth]
-                losses.append(log_loss(class_scores(score(verifier, table), bench.classes), truth))
+                scores = class_scores(score(verifier, table), bench.classes)
+                losses.append(log_loss(scores, truth, fit_temperature(scores, truth)))
         trial.report(float(np.mean(losses)), step)
         if trial.should_prune():
             raise optuna.TrialPruned
     return float(np.mean(losses))
 
 
-def log_loss(scores: np.ndarray, truth: np.ndarray) -> float:
-    z = scores / fit_temperature(scores, truth)
-    z = z - z.max(axis=1, keepdims=True)
-    return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), truth]).mean())
-
-
-def _family_goal(tables: Sequence[tuple[Any, Any]], trial: optuna.Trial) -> float:
-    """Error of the number-format family on a model left out, models in turn."""
+def _format_goal(tables: Sequence[tuple[Any, Any]], trial: optuna.Trial) -> float:
+    """Error of the number format on a model left out, models in turn."""
     parameters = trees(trial)
     errors: list[float] = []
     for i, (x, y) in enumerate(tables):
@@ -89,7 +84,7 @@ def _family_goal(tables: Sequence[tuple[Any, Any]], trial: optuna.Trial) -> floa
 
 def tune(
     benches: Sequence[Bench],
-    family_tables: Sequence[tuple[Any, Any]],
+    format_tables: Sequence[tuple[Any, Any]],
     trials: int,
     journal: Path,
     seed: int,
@@ -98,7 +93,7 @@ def tune(
 ) -> dict[str, dict[str, Any]]:
     """Search until each study holds `trials` finished trials. Returns the best parameters of each.
 
-    fingerprint names the data, so that trials on other data are not counted; family_tables: (X, y) of each model's
+    fingerprint names the data, so that trials on other data are not counted; format_tables: (X, y) of each model's
     training probes, for the classifier.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -106,8 +101,12 @@ def tune(
     storage = JournalStorage(JournalFileBackend(str(journal)))
     goals: dict[str, Callable[[optuna.Trial], float]] = {
         "verifier": lambda t: _verifier_goal(benches, t),
-        "classifier": lambda t: _family_goal(family_tables, t),
+        "classifier": lambda t: _format_goal(format_tables, t),
     }
+
+    def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        on_trial(study.study_name.partition("-")[0], trial)
+
     best = {}
     for name, goal in goals.items():
         study = optuna.create_study(
@@ -121,7 +120,7 @@ def tune(
         study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.get_trials()), n_startup_trials=4)
         left = trials - len(study.get_trials(states=FINISHED))
         if left > 0:
-            study.optimize(goal, n_trials=left, callbacks=[_told(name, on_trial)])
+            study.optimize(goal, n_trials=left, callbacks=[tell])
         best[name] = {"value": study.best_value, "trial": study.best_trial.number, "params": study.best_params}
     return best
 
@@ -136,13 +135,6 @@ def finished_trials(journal: Path, seed: int, fingerprint: str) -> dict[str, lis
 
 def _study_name(name: str, seed: int, fingerprint: str) -> str:
     return f"{name}-{seed}-{fingerprint}"
-
-
-def _told(name: str, on_trial: OnTrial) -> Callable[[optuna.Study, optuna.trial.FrozenTrial], None]:
-    def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        on_trial(name, trial)
-
-    return tell
 
 
 def tree_parameters(best: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,7 @@ adding its signatures, with no retraining. Nothing here knows platforms by name.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +15,7 @@ import numpy.typing as npt
 from hspi.detectors.estimators import Boosted
 from hspi.errors import DataError
 from hspi.evidence.aligned import Aligned
+from hspi.evidence.cores import on_all_cores
 from hspi.evidence.equivalence import Classes
 from hspi.evidence.replay import (
     DIRECTION,
@@ -52,12 +51,14 @@ class Comparisons:
 
     @classmethod
     def of(cls, data: Aligned, k: int) -> Comparisons:
+        """Every setting against every one; k: tokens of each answer that are compared. C²·S²·P·T floats of memory."""
         c, s = data.present.shape
         every = [(i, j) for i in range(c) for j in range(s)]
         found = all_pair_statistics(data, every, k).transpose(0, 3, 1, 2, 4)
         return cls(data, k, np.ascontiguousarray(found).reshape(c, s, *found.shape[1:]), data.present)
 
     def observed(self, settings: Sequence[int], platforms: Sequence[int] | None = None) -> list[tuple[int, int]]:
+        """(platform, setting) of all that was collected under these settings, of these platforms or of all."""
         chosen = range(len(self.present)) if platforms is None else platforms
         return [(c, s) for c in chosen for s in settings if self.present[c, s]]
 
@@ -121,8 +122,7 @@ def own_distances(data: Aligned, k: int, without: Sequence[int | None] = (None,)
         for a in range(s):
             statistics[i, a] = pair_statistics(own[0][a], own[1][a], *own, data.reference, k)
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as workers:  # the kernel holds no lock
-        list(workers.map(fill, range(c)))
+    on_all_cores(fill, range(c))
     return np.stack([self_features(statistics, _less(data.present, setting), k) for setting in without])
 
 
@@ -198,7 +198,7 @@ def training_rows(
 
 
 def score(verifier: Boosted, table: Table) -> F32:
-    """Log-odds that each candidate is the observation's platform: (n, C), −inf where it has no signature."""
+    """Natural log-odds that each candidate is the observation's platform: (n, C), −inf where it has no signature."""
     n, c, f = table.features.shape
     margin = verifier.margin(table.features.reshape(n * c, f)).reshape(n, c)
     return np.where(np.isfinite(table.features[:, :, 0]), margin, -np.inf).astype(np.float32)

@@ -33,8 +33,9 @@ class Families:
     """What a verdict tells apart: equivalence classes, those of one virtual family together.
 
     of_class[c]: the family of class c; names and members (platform ids) by family. Without virtual GPUs families are
-    classes, by the same names. label: the family of each platform, in the order of the classes' own; open_ended: by
-    family, whether it is of virtual GPUs, of which no library holds every kernel plan.
+    classes, by the same names. plans: by class, the kernel plans of its virtual GPUs, "" without any. label: the family
+    of each platform, in the order of the classes' own; open_ended: by family, whether it is of virtual GPUs, of which
+    no library holds every kernel plan.
     """
 
     of_class: tuple[int, ...]

@@ -28,7 +28,7 @@ def _fit_and_score(
 def evaluate_formats(
     benches: Sequence[SampleBench], parameters: dict[str, Any], step: Callable[[str], object] = lambda s: None
 ) -> dict[str, Accuracy]:
-    """Number-format family on held-out probes and nuisance, and on held-out models; classes on held-out probes."""
+    """Number format on held-out probes and nuisance, and on held-out models; classes on held-out probes."""
     out: dict[str, Accuracy] = {}
     for level in ("residual", "distribution"):
         step(f"{level}: held-out probes")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
-RESAMPLES = 1000
+RESAMPLES, BINS = 1000, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,11 @@ class Accuracy:
         }
 
 
-def wilson(successes: float, n: float, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval for a share; it does not shrink to nothing when every sample is right."""
+def wilson(successes: float, n: float) -> tuple[float, float]:
+    """Wilson's interval at 95 % for a share; it does not shrink to nothing when every sample is right."""
     if n <= 0:
         return 0.0, 1.0
-    p = successes / n
+    p, z = successes / n, 1.96
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return float(max(0.0, middle - half)), float(min(1.0, middle + half))
@@ -108,12 +108,12 @@ def auroc(known: npt.NDArray[np.floating], unknown: npt.NDArray[np.floating]) ->
     return float((ranks.sum() - len(known) * (len(known) + 1) / 2) / (len(known) * len(unknown)))
 
 
-def reliability(confidence: npt.NDArray[np.floating], right: npt.NDArray[np.floating], bins: int = 10) -> list[dict]:
+def reliability(confidence: npt.NDArray[np.floating], right: npt.NDArray[np.floating]) -> list[dict]:
     """Rows of the reliability plot: bin_low, bin_high, confidence, accuracy, count."""
-    edges = np.linspace(0, 1, bins + 1)
-    at = np.clip(np.digitize(confidence, edges) - 1, 0, bins - 1)
+    edges = np.linspace(0, 1, BINS + 1)
+    at = np.clip(np.digitize(confidence, edges) - 1, 0, BINS - 1)
     rows = []
-    for b in range(bins):
+    for b in range(BINS):
         some = at == b
         if some.any():
             rows.append(

@@ -22,7 +22,7 @@ WORDS = "words"  # the probe set whose signatures hold the rows that the paper's
 class PaperBench:
     """One model's HSPI-LD samples: 4 prompts × positions × top-k of the words set, split by prompt."""
 
-    def __init__(self, signatures: Sequence[Signature], classes: Classes, seed: int, batch: int = 4) -> None:
+    def __init__(self, signatures: Sequence[Signature], classes: Classes, seed: int) -> None:
         words = [s for s in signatures if s.header.probe_set == WORDS and s.header.platform.id in classes.platform_ids]
         size = max(int(s.probe_id.max()) + 1 for s in words)
         split = split_probes([(WORDS, i) for i in range(size)], seed)
@@ -34,7 +34,7 @@ class PaperBench:
             name = classes.name(classes.label[classes.platform_ids.index(s.header.platform.id)])
             for part, pool in (("train", train), ("test", test)):
                 own = self.rows[part].setdefault(s.header.nuisance.name, [])
-                own.append((name, hspi_ld(values[pool], batch)))
+                own.append((name, hspi_ld(values[pool])))
 
     def samples(self, part: str, settings: Sequence[str]) -> tuple[F32, npt.NDArray[Any], npt.NDArray[np.int64]]:
         rows = [r for s in settings for r in self.rows[part].get(s, [])]

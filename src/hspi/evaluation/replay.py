@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +14,11 @@ from hspi.detectors.estimators import Boosted
 from hspi.detectors.training import Bench, calibrate, fit_verifier
 from hspi.detectors.verifier import Table, class_scores, score, tabulate
 from hspi.evaluation.measures import Accuracy, auroc, macro_accuracy, pair_accuracies, reliability, wilson
+from hspi.evidence.cores import on_all_cores
 from hspi.evidence.replay import F32
 from hspi.splits import group_folds, partitions
 
 Row = dict[str, Any]
-Result = TypeVar("Result")
 REPEATS = {32: 8, 16: 4, 8: 3}  # random partitions of the test probes into samples of that size; else 1
 TOKEN_GRID = ((1, 5), (1, 20), (2, 20), (4, 20), (8, 5), (8, 20), (16, 20), (32, 5), (32, 20))
 PLATFORM_FOLDS = 5
@@ -56,11 +54,10 @@ def score_samples(
     observed_settings: Sequence[int],
     library: Sequence[int],
     platforms: Sequence[int] | None = None,
-    seed: int = 0,
     fold: int = 0,
 ) -> Scored:
     """Test probes only, in random partitions into disjoint samples."""
-    rng = np.random.default_rng([seed, probes, k])
+    rng = np.random.default_rng([0, probes, k])
     blocks = partitions(bench.split.test, min(probes, len(bench.split.test)), REPEATS.get(probes, 1), rng)
     pool = np.concatenate([bench.split.fit, bench.split.calibrate])
     pairs = bench.comparisons[k]
@@ -113,12 +110,6 @@ def evaluate_replay(
     return report
 
 
-def _side_by_side(work: Callable[[int], Result], folds: Iterable[int]) -> list[Result]:
-    """Folds on all cores, results in their order; the trees and kernels hold no lock."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return list(pool.map(work, folds))
-
-
 def _white_box(verifier: Boosted, bench: Bench, setting: str, probes: int, k: int, fold: int = 0) -> Scored:
     at = bench.data.nuisances.index(setting)
     return score_samples(verifier, bench, probes, k, [at], bench.settings, fold=fold)
@@ -138,7 +129,7 @@ def _held_out_nuisance(
         found = {(n, k): [_white_box(verifier, b, setting, n, k, fold) for b in benches] for n, k in TOKEN_GRID}
         return levels, found
 
-    for levels, found in _side_by_side(one, range(len(nuisances))):
+    for levels, found in on_all_cores(one, range(len(nuisances))):
         calibrations.append(levels)
         for size, some in found.items():
             by_size[size].extend(some)
@@ -172,8 +163,8 @@ def _token_row(level: str, n: int, k: int, a: Accuracy) -> Row:
     }
 
 
-def _tokens_to(report: ReplayReport, by_size: dict[tuple[int, int], list[Scored]], goal: float = 0.99) -> None:
-    enough = [n for (n, k), parts in sorted(by_size.items()) if k == 20 and pooled(parts, n).value >= goal]
+def _tokens_to(report: ReplayReport, by_size: dict[tuple[int, int], list[Scored]]) -> None:
+    enough = [n for (n, k), parts in sorted(by_size.items()) if k == 20 and pooled(parts, n).value >= 0.99]
     report.figures["replay.tokens_to_99"] = float(min(enough)) if enough else float("nan")
 
 

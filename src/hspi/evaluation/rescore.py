@@ -26,7 +26,7 @@ def benches_of(libraries: Sequence[Library], seed: int) -> list[Bench]:
 
 
 def score_detector(folder: str | Path, benches: Sequence[Bench]) -> dict[str, float]:
-    """Macro accuracies of the bundle's verifier on the test probes, by the names that the protocol gives them.
+    """Macro accuracies of the detector's verifier on the test probes, by the names that the protocol gives them.
 
     Raises DataError if the folder holds no detector, or one that reads other features than this version makes.
     """

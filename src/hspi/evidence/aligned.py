@@ -27,7 +27,8 @@ ABSENT = 255  # rank of a slot whose token the platform did not report
 
 @dataclass(frozen=True, slots=True)
 class Aligned:
-    """slots int32 (P, K): token ids, likeliest first by the reference; reference float64 (P, K).
+    """slots int32 (P, K): token ids, likeliest first by the reference; reference float64 (P, K): their
+    log-probabilities. All log-probabilities are natural. probes: (set, number in it), C, S and P in the lists' orders.
 
     lse float64 (P,): the reference's normaliser, which makes a log-probability a logit; predicted float32 (H, P, K):
     what each of `reference.hypotheses.NAMES` would add to the logits. Both are NaN where they were not given.
@@ -208,8 +209,9 @@ def align(
     """Build the arrays from signatures of one model.
 
     reference: for each probe set, float64 logits (size, vocab) after the last position; predicted: float32
-    (H, size, K) for their `likeliest` tokens. Raises DataError if two signatures
-    of one probe set answer different probes, or probes that the reference does not hold.
+    (H, size, K) for their `likeliest` tokens; stored: log-probabilities kept in `raw` at most. Signatures of other sets
+    are left out. Raises DataError if two signatures of one probe set answer different probes, or probes that the
+    reference does not hold, or if they are of several weights.
     """
     sets = sorted(reference)
     sizes = {s: len(reference[s]) for s in sets}

@@ -115,9 +115,9 @@ def separations(
 
 
 def measure(data: Aligned, statistics: F32) -> Classes:
-    """Classes of one model. `data` must hold training probes alone.
+    """Classes of one model, numbered by their first member. `data` must hold training probes alone.
 
-    statistics (C, S, C, S, P, T) over the same probes.
+    statistics float32 (C, S, C, S, P, T) over the same probes, as `all_pair_statistics` gives them.
     """
     c = len(data.platforms)
     separation, error = separations(statistics, data.present)

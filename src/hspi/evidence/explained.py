@@ -2,7 +2,7 @@
 
 Two questions, both free of scale. Do the logits stand on a 16-bit type's own grid? And does the residual lie along
 what a hypothesis foretells (`hspi.reference.hypotheses`), and how large is it beside that? Statistics of probes add
-up; the ratios are formed by `family_features` and `class_features` of their means. The statistics of `residual` follow
+up; the ratios are formed by `format_features` and `class_features` of their means. The statistics of `residual` follow
 as they are.
 """
 
@@ -28,16 +28,16 @@ EXPLAINED_STATISTICS = (
     *(f"xx_{h}" for h in NAMES),  # squared prediction
 )
 STATISTICS = (*EXPLAINED_STATISTICS, *RESIDUAL_FEATURES)
-FAMILIES = tuple(dict.fromkeys(h.family for h in HYPOTHESES))
-FAMILY_FEATURES = (*(f"grid_{t}" for t in GRIDS), *(f"explained_{f}" for f in FAMILIES), "size")
+FORMATS = tuple(dict.fromkeys(h.format for h in HYPOTHESES))
+FORMAT_FEATURES = (*(f"grid_{t}" for t in GRIDS), *(f"explained_{f}" for f in FORMATS), "size")
 CLASS_FEATURES = (
-    *FAMILY_FEATURES,
+    *FORMAT_FEATURES,
     *(f"share_{h}" for h in NAMES),
     *(f"size_{h}" for h in NAMES),
     *RESIDUAL_FEATURES,
 )
-# Share of a residual's square. On the zoo's signatures, right weight-only formats gave 0.95 or more and wrong families
-# up to 0.46, so the best must win as well; any level from 0.15 to 0.8 told families of a model left out alike.
+# Share of a residual's square. On the zoo's signatures, right weight-only formats gave 0.95 or more and wrong formats
+# up to 0.46, so the best must win as well; any level from 0.15 to 0.8 told formats of a model left out alike.
 EXPLAINS = 0.25
 OFF_GRID = 0.2  # a value off a grid is 1/4 of a step away on average
 TINY = 1e-30  # far below float32's rounding, squared
@@ -97,15 +97,15 @@ def all_statistics(data: Aligned, k: int) -> F32:
     return np.concatenate([own, statistics_of(data, k)], axis=-1)
 
 
-def family_features(mean: F32) -> F32:
-    """What tells a family on any model, from the mean of a sample's probes: (..., F) → (..., len(FAMILY_FEATURES)).
+def format_features(mean: F32) -> F32:
+    """What tells a format on any model, from the mean of a sample's probes: (..., F) → (..., len(FORMAT_FEATURES)).
 
-    mean begins with EXPLAINED_STATISTICS. One family at most explains, the best; size is log2 of the residual's over
+    mean begins with EXPLAINED_STATISTICS. One format at most explains, the best; size is log2 of the residual's over
     that of bf16's rounding, in whole steps. All are saturated or stepped: trees cut at values that they saw, and a
     model never seen gives others.
     """
     share, size = _shares(mean)
-    best = np.stack([share[..., [h.family == f for h in HYPOTHESES]].max(axis=-1) for f in FAMILIES], axis=-1)
+    best = np.stack([share[..., [h.format == f for h in HYPOTHESES]].max(axis=-1) for f in FORMATS], axis=-1)
     wins = (best == best.max(axis=-1, keepdims=True)) & (best >= EXPLAINS)
     grids = np.minimum(mean[..., : len(GRIDS)], OFF_GRID)
     steps = np.rint(np.clip(size[..., NAMES.index("bf16")], -4, 4))
@@ -116,7 +116,7 @@ def family_features(mean: F32) -> F32:
 def class_features(mean: F32) -> F32:
     """All that a model seen in training can be told by: (..., len(STATISTICS)) → (..., len(CLASS_FEATURES))."""
     rest = mean[..., len(EXPLAINED_STATISTICS) :]
-    return np.concatenate([family_features(mean), *_shares(mean), rest], axis=-1).astype(np.float32)
+    return np.concatenate([format_features(mean), *_shares(mean), rest], axis=-1).astype(np.float32)
 
 
 def _shares(mean: F32) -> tuple[F64, F64]:

@@ -7,15 +7,14 @@ statistics of a probe add up, so that any sample of probes costs one matrix prod
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
 from hspi.evidence.aligned import Aligned
+from hspi.evidence.cores import on_all_cores
 from hspi.evidence.median import median
 
 F32 = npt.NDArray[np.float32]
@@ -175,8 +174,7 @@ def all_pair_statistics(data: Aligned, observed: Sequence[tuple[int, int]], k: i
         found = pair_statistics(data.logprobs[a, b], data.rank[a, b], flat, ranks, data.reference, k)
         out[i] = found.reshape(c, s, p, T)
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # the kernel holds no lock
-        list(pool.map(fill, range(len(observed))))
+    on_all_cores(fill, range(len(observed)))
     return out
 
 

@@ -65,9 +65,10 @@ def check(
 ) -> Entry:
     """Audit once and record it in MLflow's store below `store`; the evidence goes to ROOT/<time>.
 
-    Without a claim the class that answered before is claimed, so that the audit says whether it still does; not so
-    without `claim_before`, for claims of another kind. A failed endpoint is recorded as such and does not raise.
-    Raises ConfigError if the audit cannot be made as it is asked.
+    audit: makes it, in the folder and with the claim that it is given. Without a claim the class that answered before
+    is claimed, so that the audit says whether it still does; not so without `claim_before`, for claims of another kind.
+    alpha: what a failed audit is recorded with. webhook: a URL that is sent an alert; say: is told state and outcome.
+    A failed endpoint is recorded as such and does not raise. Raises ConfigError if the audit cannot be made as asked.
     """
     entries = tracking.read_history(target.key, root=store)
     state = history.established(entries)

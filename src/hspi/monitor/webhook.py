@@ -8,18 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import Request, build_opener
 
+from hspi.client import NoRedirects
 from hspi.errors import ConfigError
 
 SECONDS, TRIES, PAUSE = 10.0, 3, 1.0
-
-
-class _Straight(HTTPRedirectHandler):
-    """No redirect is followed: the alert would arrive elsewhere, or as a GET without it."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
 
 
 def checked(url: str) -> str:
@@ -45,7 +39,7 @@ def notify(url: str, payload: Mapping[str, Any], *, seconds: float = SECONDS, pa
         try:
             body = json.dumps(payload).encode()
             request = Request(url, body, {"Content-Type": "application/json", "User-Agent": "hspi"}, method="POST")
-            with build_opener(_Straight()).open(request, timeout=seconds):
+            with build_opener(NoRedirects).open(request, timeout=seconds):
                 return f"sent to {host}"
         except HTTPError as error:
             error.close()

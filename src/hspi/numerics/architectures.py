@@ -136,19 +136,3 @@ def unit(architecture: str, input_type: str) -> Unit:
         has = ", ".join(t for a, t in UNITS if a == architecture)
         raise ConfigError(f"input type of {architecture} must be one of {has}, but got {input_type!r}")
     return UNITS[architecture, input_type]
-
-
-def architecture_of(gpu: str) -> str:
-    """Architecture of a GPU sold as `gpu` (`A100`, `MI300X`, …)."""
-    if gpu not in GPUS:
-        raise UnknownName("GPU", gpu, GPUS)
-    return GPUS[gpu]
-
-
-def arithmetic_classes(input_type: str) -> list[tuple[str, ...]]:
-    """Architectures grouped by equal arithmetic for `input_type`; members of a group differ by kernel plan alone."""
-    groups: dict[tuple[object, ...], list[str]] = {}
-    for record in UNITS.values():
-        if record.input_type == input_type:
-            groups.setdefault(record.arithmetic, []).append(record.architecture)
-    return [tuple(names) for names in groups.values()]

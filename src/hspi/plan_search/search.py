@@ -23,6 +23,7 @@ from hspi.platforms.virtual.plans import PLANS, PlanBook
 
 _EQUAL, _SHARED = (STATISTICS.index(n) for n in ("equal", "shared"))
 STARTS = 6  # random ones of each descent over books, which costs next to nothing beside a run
+ROUNDS, TRIES = 10, 6  # of guessing, and books that are run of each architecture in a round
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +132,9 @@ def uniform(bench: Workbench, seen: Seen, architectures: Sequence[str], plans: S
     ]
 
 
-def design(bench: Workbench, architecture: str, plans: Sequence[str], count: int, seed: int = 0) -> list[PlanBook]:
+def design(bench: Workbench, architecture: str, plans: Sequence[str], count: int) -> list[PlanBook]:
     """Books that a surrogate learns from: every product has each of its plans equally often, in an order of its own."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     columns = []
     for p in bench.products:
         names = bench.distinct(architecture, p, plans)
@@ -149,23 +150,21 @@ def search(
     plans: Sequence[str] = tuple(PLANS),
     *,
     learn: int = 256,
-    rounds: int = 10,
-    tries: int = 6,
 ) -> list[Explanation]:
     """The best explanation of each architecture, nearest first.
 
     learn: books run for each architecture before the first guess, the same ones for every observation. In each round
-    `tries` books of each architecture are run; half of the architectures, the nearest, and two at least, go on to the
+    TRIES books of each architecture are run; half of the architectures, the nearest, and two at least, go on to the
     next round. The search ends once every bit is explained, and then says so of any architecture that shares them.
     """
     found = _nearest_first(uniform(bench, seen, architectures, plans))
     if found[0].equal < 1.0:
         found = _nearest_first([_best(bench, seen, e, design(bench, e.architecture, plans, learn)) for e in found])
-    for turn in range(rounds):
+    for turn in range(ROUNDS):
         for i in range(min(len(found), max(2, -(-len(found) // 2**turn)))):
             if max(e.equal for e in found) == 1.0:
                 return _with_twins(bench, seen, _nearest_first(found))
-            books = likeliest_books(bench, seen, found[i], plans, tries, seed=turn)
+            books = likeliest_books(bench, seen, found[i], plans, TRIES, seed=turn)
             found[i] = _best(bench, seen, found[i], books)
         found = _nearest_first(found)
     return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any
 
 from hspi.errors import PlatformError
 from hspi.platforms.machine import ISA_VARIABLES
+from hspi.quiet import complaint
 from hspi.zoo import DTYPES, load_model, weights_hash
 
 # Kind of conversion → the distributions whose versions decide its outcome.
@@ -62,10 +62,8 @@ def made_once(target: Path, make: Callable[[Path], object]) -> Path:
 def _convert_in_own_process(kind: str, model_path: Path, out: Path) -> None:
     clean = {k: v for k, v in os.environ.items() if k not in ISA_VARIABLES} | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "hspi.platforms.convert", kind, str(model_path), str(out)]
-    done = subprocess.run(command, env=clean, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise PlatformError(f"{model_path} must convert to {kind}, but: {last}")
+    if why := complaint(command, env=clean):
+        raise PlatformError(f"{model_path} must convert to {kind}, but: {why}")
 
 
 def convert(kind: str, model_path: Path, out: Path) -> None:

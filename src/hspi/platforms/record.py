@@ -50,7 +50,7 @@ class Platform:
 
     @property
     def number_format(self) -> str:
-        """The family of formats that rounds the answers: the quantization where there is one, else the dtype."""
+        """What rounds the answers: the quantization where there is one, else the dtype."""
         return self.dtype if self.quantization == "none" else self.quantization
 
     def computes_as(self, other: Platform) -> bool:
@@ -91,9 +91,6 @@ class Nuisance:
             raise ConfigError(f"`batch_size >= 1` and `threads >= 1` must hold, but got {self}")
         if self.company not in ("ordered", "shuffled"):
             raise ConfigError(f"company must be 'ordered' or 'shuffled', but got {self.company!r}")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,12 +34,12 @@ BATCH = 96  # contexts; bounds memory alone
 class Hypothesis:
     """Which numbers are rounded, and how: weights of linear layers, what enters them, what any layer gives.
 
-    family: its number format, as `detectors.number_format` names it; head: the last layer and the embedding are
+    format: the number format, as `detectors.number_format` names it; head: the last layer and the embedding are
     `kept`; the last is rounded where its weights are its `own`, not the embedding's; or `all` are rounded.
     """
 
     name: str
-    family: str
+    format: str
     weights: Rounder | None = None
     inputs: Rounder | None = None
     outputs: Rounder | None = None

@@ -54,6 +54,3 @@ def update_readme(readme: str | Path, metrics: str | Path, store: str | Path = "
     if not begin or not end:
         raise DataError(f"{readme} must hold {BEGIN} and {END}, but it does not")
     write_text(readme, before + readme_block(read_metrics(Path(metrics)), hosts(store)) + after)
-
-
-__all__ = ["build", "readme_block", "update_readme"]

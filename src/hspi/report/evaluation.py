@@ -58,8 +58,7 @@ def render(evaluation: Evaluation, pictures: Sequence[Picture], more: Sequence[S
 
 
 def _lead(evaluation: Evaluation) -> str:
-    ids = evaluation.ids()
-    kinds = [known.provenance if (known := evaluation.platforms.get(p)) else "unknown" for p in ids]
+    kinds = [evaluation.provenance(p) for p in evaluation.ids()]
     counts = ", ".join(f"{kinds.count(k)} {k} {MARKS.get(k, '?')}" for k in (*MARKS, "unknown") if k in kinds)
     kept = f"<p>{escape(measured_on(evaluation.metrics))} Platforms by what did the arithmetic: {escape(counts)}.</p>"
     legend = (
@@ -194,8 +193,7 @@ def _figures(shown: dict[str, Picture], *names: str, narrow: bool = False) -> st
 
 
 def _id(evaluation: Evaluation, platform: str) -> str:
-    known = evaluation.platforms.get(platform)
-    kind = known.provenance if known else "unknown"
+    kind = evaluation.provenance(platform)
     name = f'<span class="id {kind}" title="{kind}">{escape(platform)} {evaluation.mark(platform)}</span>'
     return name + (f' <span class="soft">{kind}</span>' if kind in ("capped", "emulated") else "")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hspi.report.drawing import BLUE, GREY, INKS, ORANGE, Picture, figure, picture, styled
+from hspi.report.drawing import BLUE, GREY, ORANGE, Picture, figure, picture, styled
 from hspi.report.headlines import PAPER_PROBES, rate
 from hspi.report.read import MARKS, Evaluation, PairMatrix, number, pair_matrix
 
@@ -95,8 +95,7 @@ def _platform_ticks(ax: Axes, evaluation: Evaluation, ids: list[str]) -> None:
     ax.set_yticks(at, labels, fontsize=6.5)
     ax.set_xticks(at, labels, fontsize=6.5, rotation=90)
     for tick, p in zip([*ax.get_yticklabels(), *ax.get_xticklabels()], [*ids, *ids], strict=True):
-        known = evaluation.platforms.get(p)
-        tick.set_color(INKS[known.provenance] if known else GREY)
+        tick.set_color(evaluation.ink(p))
     ax.tick_params(length=0)
     ax.grid(False)
     lines = np.arange(0.5, len(ids) - 1)
@@ -232,6 +231,3 @@ def factors(evaluation: Evaluation) -> Picture:
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel("share of answers whose value is the true one")
     return picture("by_factor", fig, "How often the answer has the true engine, number format, attention and so on.")
-
-
-__all__ = ["Picture", "draw"]

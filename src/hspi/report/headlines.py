@@ -34,8 +34,8 @@ class Headline:
         return value <= self.target if self.at_most else value >= self.target
 
 
-def _replay(question: str, held_out: str, name: str, target: float, paper: str = "", brief: bool = False) -> Headline:
-    return Headline(question, held_out, f"replay.{name}", target, nearest=f"nearest.{name}", paper=paper, brief=brief)
+def _replay(question: str, held_out: str, name: str, target: float, paper: str = "") -> Headline:
+    return Headline(question, held_out, f"replay.{name}", target, nearest=f"nearest.{name}", paper=paper, brief=True)
 
 
 def _format(evidence: str, level: str, target: float | None = None, brief: bool = False) -> Headline:
@@ -44,9 +44,9 @@ def _format(evidence: str, level: str, target: float | None = None, brief: bool 
 
 
 HEADLINES = (
-    _replay("Which class? 32 probes × top-20", NUISANCE, "probes.macro_accuracy", 0.999, PAPER_PROBES, True),
-    _replay("Which class? 8 probes × top-5", NUISANCE, "probes.macro_accuracy.8x5", 0.97, PAPER_PROBES, True),
-    _replay("Which class? 1 probe × top-20", NUISANCE, "probes.macro_accuracy.1x20", 0.90, PAPER_PROBES, True),
+    _replay("Which class? 32 probes × top-20", NUISANCE, "probes.macro_accuracy", 0.999, PAPER_PROBES),
+    _replay("Which class? 8 probes × top-5", NUISANCE, "probes.macro_accuracy.8x5", 0.97, PAPER_PROBES),
+    _replay("Which class? 1 probe × top-20", NUISANCE, "probes.macro_accuracy.1x20", 0.90, PAPER_PROBES),
     Headline(
         "The pair that is hardest to tell apart",
         NUISANCE,
@@ -55,15 +55,8 @@ HEADLINES = (
         chance=0.5,
         brief=True,
     ),
-    _replay("Which class, on a new model?", "model", "unseen_model.macro_accuracy", 0.995, PAPER_MODEL, True),
-    _replay(
-        "Which class, when it is a new platform?",
-        "platform, nuisance",
-        "unseen_platform.macro_accuracy",
-        0.98,
-        "",
-        True,
-    ),
+    _replay("Which class, on a new model?", "model", "unseen_model.macro_accuracy", 0.995, PAPER_MODEL),
+    _replay("Which class, when it is a new platform?", "platform, nuisance", "unseen_platform.macro_accuracy", 0.98),
     Headline(
         "Is it none of the candidates? (AUROC)",
         "platform, nuisance",

@@ -15,6 +15,7 @@ from hspi.errors import DataError
 from hspi.evidence.aligned import Aligned
 from hspi.platforms import catalogue
 from hspi.platforms.record import Platform
+from hspi.report.drawing import GREY, INKS
 
 Row = dict[str, str]
 
@@ -40,10 +41,16 @@ class Evaluation:
     platforms: dict[str, Platform]
     features: list[Aligned] = field(default_factory=list)
 
-    def mark(self, platform: str) -> str:
-        """The provenance's mark, or "?" where no record says what the platform is."""
+    def provenance(self, platform: str) -> str:
+        """As its record says, or "unknown" where there is none."""
         known = self.platforms.get(platform)
-        return MARKS[known.provenance] if known else "?"
+        return known.provenance if known else "unknown"
+
+    def mark(self, platform: str) -> str:
+        return MARKS.get(self.provenance(platform), "?")
+
+    def ink(self, platform: str) -> str:
+        return INKS.get(self.provenance(platform), GREY)
 
     def ordered(self, ids: Iterable[str]) -> list[str]:
         """By engine, then by number format, attention and provenance."""
@@ -117,7 +124,7 @@ def number(row: Row, column: str) -> float:
         raise DataError(f"column {column} must hold figures, but got {row.get(column)!r}") from error
 
 
-def pair_matrix(evaluation: Evaluation, level: str = "replay", split: str = "probes") -> PairMatrix:
+def pair_matrix(evaluation: Evaluation) -> PairMatrix:
     """Every platform against every one, from the pairs of classes: members stand where their class does."""
     ids = evaluation.ids()
     at = {p: i for i, p in enumerate(ids)}
@@ -130,7 +137,7 @@ def pair_matrix(evaluation: Evaluation, level: str = "replay", split: str = "pro
         same[np.ix_(own, own)] += 1
     np.fill_diagonal(same, 0)
     for row in evaluation.tables.get("pair_accuracy", []):
-        if (row["level"], row["split"]) != (level, split):
+        if (row["level"], row["split"]) != ("replay", "probes"):
             continue
         a, b = (members.get((row["model"], row[s]), [at[row[s]]]) for s in ("platform_a", "platform_b"))
         for here in (np.ix_(a, b), np.ix_(b, a)):

@@ -6,7 +6,7 @@ import numpy as np
 
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.residual import OCTAVES, gather
-from hspi.report.drawing import BLUE, GREY, INKS, ORANGE, Picture, figure, picture, styled
+from hspi.report.drawing import BLUE, INKS, ORANGE, Picture, figure, picture, styled
 from hspi.report.read import Evaluation
 
 TOKENS = 20
@@ -44,14 +44,14 @@ def varied(data: Aligned, ordered: list[str]) -> list[str]:
     return [*first, *(p for p in chosen if p not in first)]
 
 
-def one_probe(evaluation: Evaluation, data: Aligned, ids: list[str], probe: int = 0) -> Picture:
-    """Residuals of one probe's likeliest tokens, under the first setting and under the last."""
+def one_probe(evaluation: Evaluation, data: Aligned, ids: list[str]) -> Picture:
+    """Residuals of the first probe's likeliest tokens, under the first setting and under the last."""
     fig = figure(6.8, 1.05 * len(ids) + 0.7)
     axes = np.atleast_1d(fig.subplots(len(ids), 1, sharex=True))
     for ax, id in zip(axes, ids, strict=True):
         c = data.platform_ids().index(id)
         settings = np.flatnonzero(data.present[c])
-        first, last = (_by_slot(data, c, int(s), probe) for s in (settings[0], settings[-1]))
+        first, last = (_by_slot(data, c, int(s)) for s in (settings[0], settings[-1]))
         scale = np.nanmax(np.abs([first, last])) or 1.0
         power = int(np.floor(np.log10(scale)))
         x = np.arange(1, TOKENS + 1)
@@ -59,23 +59,18 @@ def one_probe(evaluation: Evaluation, data: Aligned, ids: list[str], probe: int 
         ax.vlines(x, 0, first / 10.0**power, color=BLUE, lw=2.2)
         ax.plot(x, last / 10.0**power, "o", ms=4, mfc="none", mec=ORANGE, mew=1.1)
         ax.set_ylabel(f"× 10{_raised(power)}", fontsize=7.5)
-        ax.set_title(f"{evaluation.mark(id)} {id}", fontsize=8, loc="left", pad=2, color=_ink(evaluation, id))
+        ax.set_title(f"{evaluation.mark(id)} {id}", fontsize=8, loc="left", pad=2, color=evaluation.ink(id))
         ax.grid(False)
         ax.tick_params(labelsize=7)
     axes[-1].set_xticks([1, 5, 10, 15, 20])
-    axes[-1].set_xlabel(
-        f"the {TOKENS} likeliest tokens of one probe; bars: setting {_names(data)[0]}, circles: {_names(data)[1]}"
-    )
+    names = data.nuisances
+    axes[-1].set_xlabel(f"the {TOKENS} likeliest tokens of one probe; bars: setting {names[0]}, circles: {names[-1]}")
     return picture("residuals_one_probe", fig, "Residuals of one probe's likeliest tokens on several platforms.")
 
 
-def _names(data: Aligned) -> tuple[str, str]:
-    return data.nuisances[0], data.nuisances[-1]
-
-
-def _by_slot(data: Aligned, c: int, s: int, probe: int) -> np.ndarray:
-    """Residual of the reference's likeliest tokens, median removed, NaN where not reported: float64 (TOKENS,)."""
-    residual = data.logprobs[c, s, probe, :TOKENS] - data.reference[probe, :TOKENS]
+def _by_slot(data: Aligned, c: int, s: int) -> np.ndarray:
+    """Of the first probe, on the likeliest tokens, median removed, NaN where not reported: float64 (TOKENS,)."""
+    residual = data.logprobs[c, s, 0, :TOKENS] - data.reference[0, :TOKENS]
     return np.asarray(residual - np.nanmedian(residual))
 
 
@@ -100,18 +95,13 @@ def sizes(evaluation: Evaluation, data: Aligned, ids: list[str]) -> Picture:
     labels = [f"{id} {evaluation.mark(id)}" for _, id, _ in sorted(shown)]
     ax.set_yticks([-r for r in range(len(shown))], labels, fontsize=7.5)
     for tick, (_, id, _) in zip(ax.get_yticklabels(), sorted(shown), strict=True):
-        tick.set_color(_ink(evaluation, id))
+        tick.set_color(evaluation.ink(id))
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ticks = range(OCTAVES[0], OCTAVES[-1] + 1, 4)
     ax.set_xticks(list(ticks), [f"2{_raised(t)}" for t in ticks])
     ax.set_xlabel(f"size of a residual (natural-log units), top-{TOKENS}, all probes")
     return picture("residual_sizes", fig, "Distribution of the size of residuals on several platforms.")
-
-
-def _ink(evaluation: Evaluation, id: str) -> str:
-    known = evaluation.platforms.get(id)
-    return INKS[known.provenance] if known else GREY
 
 
 def _raised(power: int) -> str:

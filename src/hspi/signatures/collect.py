@@ -175,10 +175,14 @@ def collect_platform(
     tick: Tick = lambda n: None,
     processes: int = 1,
 ) -> list[Path]:
-    """Every model × probe set × nuisance of one platform. Returns the files.
+    """Every model × probe set × nuisance of one platform. Returns the files; finished ones are not made again.
 
-    With more processes than one the models are shared among forked children, so that the engine's libraries are
-    imported once. Raises PlatformError if this machine or process cannot run the platform.
+    models: zoo ids, folders or hub ids; root: the store, where `signature_path` puts them; tick: is told how many
+    probes were answered just now. The environment of this process becomes the platform's own. With more processes than
+    one the models are shared among forked children, so that the engine's libraries are imported once.
+
+    Raises UnknownName for a platform or model that is none, PlatformError if this machine or process cannot run the
+    platform, ModelError where weights or tokenizer cannot be loaded.
     """
     platform = catalogue.get(platform_id)
     can = machine.availability(platform)

@@ -6,7 +6,6 @@ Those are checked, copied whole and versioned by DVC.
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hspi.errors import ConfigError, DataError
+from hspi.quiet import complaint
 
 if TYPE_CHECKING:
     from hspi.signatures.schema import Signature
@@ -128,7 +128,5 @@ def _place(files: list[tuple[Path, Signature]], store: Path, platform: str) -> l
 
 def _dvc_add(folders: list[Path], root: Path) -> None:
     command = [sys.executable, "-m", "dvc", "add", "--quiet", *map(str, folders)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise DataError(f"`dvc add` must take {', '.join(map(str, folders))}, but: {last}")
+    if why := complaint(command, cwd=root):
+        raise DataError(f"`dvc add` must take {', '.join(map(str, folders))}, but: {why}")

@@ -132,10 +132,9 @@ def backends() -> list[str]:
     return [b for b, there in (("wmma", shutil.which("nvcc")), ("triton", has_package("triton"))) if there]
 
 
-def build_wmma(sm: int, folder: Path | None = None) -> ctypes.CDLL:
+def build_wmma(sm: int) -> ctypes.CDLL:
     """Compile the CUDA kernel for sm_XX and load it. Raises PlatformError with nvcc's first line."""
-    folder = folder or Path(tempfile.mkdtemp(prefix="hspi-tiles-"))
-    target = folder / f"tiles_sm{sm}.so"
+    target = Path(tempfile.mkdtemp(prefix="hspi-tiles-")) / f"tiles_sm{sm}.so"
     with resources.as_file(resources.files("hspi") / "data" / "tiles.cu") as source:
         newer = ["-DHSPI_SM80"] if sm >= 80 else []
         command = ["nvcc", "-shared", "-Xcompiler", "-fPIC", f"-arch=sm_{sm}", *newer, "-o", str(target), str(source)]

@@ -7,20 +7,23 @@ from typing import Any
 import numpy as np
 
 from hspi import params, probes, zoo
-from hspi.platforms import get, open_adapter
-from hspi.platforms.record import Adapter, Platform
+from hspi.platforms.catalogue import get
+from hspi.platforms.opening import open_adapter
+from hspi.platforms.record import Adapter
 from hspi.platforms.virtual.catalogue import VIRTUAL
 from hspi.platforms.virtual.plans import PLANS, PlanBook
 
+PROBES = 32
 
-def compare_model(architecture: str, model: str, dtype: str, real: Platform | None = None, count: int = 32) -> Any:
+
+def compare_model(architecture: str, model: str, dtype: str) -> Any:
     """Share of log-probabilities with the same bits under each uniform plan, and the share of probes with all.
 
-    real: what serves the model on the chip (default: `cuda-<dtype>-eager`); dtype `fp16` or `bf16`.
+    dtype: `fp16` or `bf16`; `cuda-<dtype>-eager` serves the model on the chip.
     """
     ref = zoo.resolve(model)
-    contexts = list(probes.build(params.load().probes.spec("text"), zoo.load_tokenizer(ref)).contexts[:count])
-    served: Adapter = open_adapter(real or get(f"cuda-{dtype}-eager"), ref.path)
+    contexts = list(probes.build(params.load().probes.spec("text"), zoo.load_tokenizer(ref)).contexts[:PROBES])
+    served: Adapter = open_adapter(get(f"cuda-{dtype}-eager"), ref.path)
     truth = served.logprobs(contexts, 1)
     record = next(p for p in VIRTUAL if p.options["architecture"] == architecture and f"-{dtype}-" in p.id)
     twin: Any = open_adapter(record, ref.path)

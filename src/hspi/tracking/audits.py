@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hspi.files import read_json
 from hspi.history import FAILED, Entry
 from hspi.tracking.runs import log_batches, new_run
 from hspi.tracking.store import AUDITS, experiment_id, open_store
@@ -29,7 +29,7 @@ def log_audit(folder: str | Path, *, root: str | Path = ".") -> str:
     """
     folder = Path(folder).resolve()
     mark = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
-    settings, verdict = _settings(folder), _json(folder / "verdict.json")
+    settings, verdict = read_json(folder / "settings.json"), read_json(folder / "verdict.json")
     with open_store(root) as client:
         experiment = experiment_id(client, AUDITS)
         known = client.search_runs([experiment], f"tags.`hspi.audit` = '{mark}'")
@@ -58,7 +58,9 @@ def log_check(
         for name, value in {**_tags(key, entry), **{f"hspi.{k}": v for k, v in about.items()}}.items():
             client.set_tag(run_id, name, value)
         numbers = {n: getattr(entry, n) for n in NUMBERS} | {"alert": float(entry.alert)}
-        log_batches(client, run_id, metrics=numbers, params=_settings(folder) if folder and sealed else None)
+        log_batches(
+            client, run_id, metrics=numbers, params=read_json(folder / "settings.json") if folder and sealed else None
+        )
         if folder and sealed:
             _log_evidence(client, run_id, folder)
         client.log_dict(run_id, entry.to_dict(), "entry.json")  # last: what has none does not count
@@ -120,7 +122,7 @@ def _run_of(client: MlflowClient, key: str, entry: Entry) -> str | None:
 
 def _entry_of(run: Run) -> Entry | None:
     path = Path(run.info.artifact_uri) / "entry.json"  # relative to the store's root, where `open_store` stands
-    return Entry.from_dict(_json(path)) if path.exists() else None
+    return Entry.from_dict(read_json(path)) if path.exists() else None
 
 
 def _log_evidence(client: MlflowClient, run_id: str, folder: Path) -> None:
@@ -131,12 +133,3 @@ def _log_evidence(client: MlflowClient, run_id: str, folder: Path) -> None:
 
 def _name(settings: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
     return f"{settings['served']}: {verdict['outcome']}, {verdict['answer']}"
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    return _json(folder / "settings.json")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return found

@@ -125,9 +125,9 @@ def _judge(
     if champion.tags[_SET] != evaluation_set:
         if rescore is None:
             return False, f"champion {champion.version} was evaluated on another set and cannot be compared"
-        score = _primary(rescore(_bundle_of(client, mine)))
+        score = _primary(rescore(_detector_of(client, mine)))
         try:
-            theirs = _primary(rescore(_bundle_of(client, champion)))
+            theirs = _primary(rescore(_detector_of(client, champion)))
         except DataError as error:
             return True, f"champion {champion.version} cannot be scored on this set: {error}"
     if score > theirs:
@@ -169,7 +169,7 @@ def champion_path(root: str | Path = ".") -> Path:
         version = _champion(client)
         if version is None:
             raise DataError(f"the registry must hold {MODEL}@{CHAMPION}, but it does not: run  dvc repro")
-        return _bundle_of(client, version)
+        return _detector_of(client, version)
 
 
 def champion(root: str | Path = ".") -> Detector:
@@ -179,7 +179,7 @@ def champion(root: str | Path = ".") -> Detector:
     return Detector.load(champion_path(root))
 
 
-def _bundle_of(client: MlflowClient, version: ModelVersion) -> Path:
+def _detector_of(client: MlflowClient, version: ModelVersion) -> Path:
     from mlflow.artifacts import download_artifacts
     from mlflow.models import Model
 

@@ -51,7 +51,7 @@ def log_training(
     and model_uri.
 
     `params` may be nested; `data_md5s` defaults to `dvc_md5s(root)`: dvc_md5s.json holds them all, tags those of whole
-    datasets. The model is code (`served_model.py`) beside the bundle's own files, with the signature that
+    datasets. The model is code (`served_model.py`) beside the detector's own files, with the signature that
     an example of the library of `example_of` and the detector's answer to it give.
     """
     detector_dir = Path(detector_dir).resolve()

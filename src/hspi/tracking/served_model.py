@@ -44,12 +44,12 @@ def answered(detector: Detector, frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def example(detector: Detector, model: str, probes: int = 8, top_k: int = 20) -> pd.DataFrame:
-    """A real observation out of a library, as `answered` wants it."""
+def example(detector: Detector, model: str) -> pd.DataFrame:
+    """A real observation of 8 probes × top-20 out of a library, as `answered` wants it."""
     data = detector.library(model).data
     rows = []
-    for i in range(probes):
-        order = np.argsort(data.rank[0, 0, i], kind="stable")[:top_k]
+    for i in range(8):
+        order = np.argsort(data.rank[0, 0, i], kind="stable")[:20]
         name, number = data.probes[i]
         values = data.logprobs[0, 0, i][order].astype(float).tolist()
         asked = {"sample": 0, "model": model, "probe_set": name, "probe_id": number}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import chdir, closing, contextmanager
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hspi.errors import DataError
-from hspi.quiet import be_quiet
+from hspi.quiet import be_quiet, complaint
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -111,9 +110,8 @@ def _make_store(root: Path) -> None:
         fresh = database.with_name("mlflow.db.tmp")
         fresh.unlink(missing_ok=True)
         command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{fresh}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise DataError(f"MLflow must be able to make {database}, but: {done.stderr.strip().splitlines()[-1]}")
+        if why := complaint(command):
+            raise DataError(f"MLflow must be able to make {database}, but: {why}")
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         store = SqlAlchemyStore(f"sqlite:///{fresh}", str(root / _STORE / "artifacts"))

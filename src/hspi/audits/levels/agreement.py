@@ -20,21 +20,20 @@ import numpy.typing as npt
 
 from hspi.audits.levels.level import Offer, Sequential
 from hspi.audits.levels.replay import how_asked, replayable
-from hspi.audits.levels.scorer import Rows, Scorer
+from hspi.audits.levels.scorer import Bools, Rows, Scorer
 from hspi.audits.sequential import Martingales, SimpleMixture
 from hspi.detectors.detector import Detector
 from hspi.evidence.aligned import Aligned, place
 from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32
-from hspi.splits import split_probes
 
 NEAR_TIE = 0.6  # nats between the reference's two best; no format was seen to swap two that are further apart
 BROKEN = "\ufffd"  # what part of a character decodes to
 
-Bools = npt.NDArray[np.bool_]
-
 
 class Rounded(Sequential):
+    """Needs rounded log-probabilities and candidates' signatures on the same prompts. The bound alpha holds."""
+
     kind: ClassVar[str] = "rounded"
     limits: ClassVar[str] = (
         "As replay, less what rounding takes away: platforms that differ by less than the last decimal stay together. "
@@ -52,13 +51,14 @@ class Rounded(Sequential):
         return f"replay, rounded to {self.offer.cap.decimals} decimals"
 
     def make_scorer(self, cache: Path | None) -> Scorer:
-        m, cap = self.material, self.offer.cap
-        assert cap.form is not None and cap.decimals is not None
-        usable = m.usable(cap.form.ids)
-        return RoundedScorer(m.detector, m.settings.model, self.offer.k, m.settings.seed, cap.decimals, usable)
+        s, decimals = self.material.settings, self.offer.cap.decimals
+        assert decimals is not None
+        return RoundedScorer(self.material.detector, s.model, self.offer.k, s.seed, decimals, self.offer.usable)
 
 
 class Text(Sequential):
+    """Needs greedy tokens as text and candidates' signatures on the same prompts. The bound alpha holds."""
+
     kind: ClassVar[str] = "text"
     limits: ClassVar[str] = (
         "Little: formats that swap the two best tokens at near-ties. The same bound on false alarms as replay. A claim "
@@ -73,9 +73,8 @@ class Text(Sequential):
 
     def make_scorer(self, cache: Path | None) -> Scorer:
         m = self.material
-        assert self.offer.cap.form is not None
-        symbols, usable = Symbols(m.vocabulary, m.special), m.usable(self.offer.cap.form.ids)
-        return TextScorer(m.detector, m.settings.model, m.settings.seed, symbols, usable)
+        symbols = Symbols(m.vocabulary, m.special)
+        return TextScorer(m.detector, m.settings.model, m.settings.seed, symbols, self.offer.usable)
 
 
 class Agreement(Scorer):
@@ -140,19 +139,11 @@ class TextScorer(Agreement):
     """The answer is a greedy token's symbol; `Observation.ids` holds it, (n, 1)."""
 
     def __init__(self, detector: Detector, model: str, seed: int, symbols: Symbols, usable: Bools) -> None:
-        """usable: (P,), whether a probe can be asked at all."""
         data = detector.library(model).data
-        self.symbols = symbols
-        self.chosen = usable & near_ties(data, symbols)
         best = np.argmin(data.rank, axis=3)
         self.top = symbols.of[np.take_along_axis(data.slots[None, None], best[..., None], axis=3)[..., 0]]  # (C, S, P)
         self.top = np.where(data.rank.min(axis=3) == 0, self.top, -1)
-        split = split_probes(data.probes, seed)
-        pool = np.concatenate([split.fit, split.calibrate])  # nothing was fitted for this level
-        super().__init__(detector, model, 1, split, pool[self.chosen[pool]])
-
-    def asks(self, at: int) -> bool:
-        return at in self._test and bool(self.chosen[at])
+        super().__init__(detector, model, 1, seed, usable & near_ties(data, symbols))
 
     def observed(self, seen: Observation, at: Rows) -> npt.NDArray[np.int32]:
         return seen.ids[:, 0]
@@ -182,14 +173,8 @@ class RoundedScorer(Agreement):
     SHIFTS = (0.0, -0.5, 0.5)  # before rounding to the nearest, in steps; log-probabilities are negative
 
     def __init__(self, detector: Detector, model: str, k: int, seed: int, decimals: int, usable: Bools) -> None:
-        """usable: (P,), whether a probe can be asked at all."""
-        self.decimals, self.usable = decimals, usable
-        split = split_probes(detector.library(model).data.probes, seed)
-        pool = np.concatenate([split.fit, split.calibrate])  # nothing was fitted for this level
-        super().__init__(detector, model, k, split, pool[usable[pool]])
-
-    def asks(self, at: int) -> bool:
-        return at in self._test and bool(self.usable[at])
+        self.decimals = decimals
+        super().__init__(detector, model, k, seed, usable)
 
     def _steps(self, logprobs: F32, shift: float = 0.0) -> F32:
         return np.rint(logprobs.astype(np.float64) * 10.0**self.decimals + shift).astype(np.float32)

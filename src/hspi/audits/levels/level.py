@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from hspi.audits import rules
 from hspi.audits.discovery import Capabilities
 from hspi.audits.levels.scorer import Scorer
@@ -47,6 +50,15 @@ class Offer:
     @property
     def signatures(self) -> bool:
         return self.material.library is not None
+
+    @property
+    def usable(self) -> npt.NDArray[np.bool_]:
+        """(P,): which probes of the library can be asked, as ids or as text."""
+        m, form = self.material, self.cap.form
+        assert form is not None and m.library is not None
+        found = np.ones(len(m.library.data.probes), bool)
+        found[[] if form.ids else m.inexact] = False
+        return found
 
     @property
     def context(self) -> str | None:

@@ -12,6 +12,8 @@ from hspi.verdict import Verdict
 
 
 class Nothing(Level):
+    """Needs nothing, asks nothing, and ends inconclusive with the reason."""
+
     kind: ClassVar[str] = "none"
     limits: ClassVar[str] = "Nothing."
     most: ClassVar[int | None] = 0

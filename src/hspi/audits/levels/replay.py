@@ -16,20 +16,21 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.audits.levels.level import Offer, Sequential
-from hspi.audits.levels.scorer import VIEWS, Rows, Scorer
+from hspi.audits.levels.scorer import VIEWS, Bools, Rows, Scorer
 from hspi.detectors.detector import Detector
 from hspi.detectors.verifier import own_distances, verifier_rows
 from hspi.evidence.aligned import place
 from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32, pair_features, pair_statistics
 from hspi.files import read_array, write_array
-from hspi.splits import ProbeSplit, split_probes
 
 HALF_WAY = 2 * float(np.log10(2))  # in log10 of squared distances
 VERSION = 1  # raise when the same detector and library would give other scores
 
 
 class Replay(Sequential):
+    """Needs exact log-probabilities and candidates' signatures on the same prompts. The bound alpha holds."""
+
     kind: ClassVar[str] = "replay"
     limits: ClassVar[str] = (
         "Every class whose signatures are among the candidates. A claim falls wrongly with probability alpha at most, "
@@ -43,11 +44,8 @@ class Replay(Sequential):
         return cls(offer, f"{offer.numbers} at full precision on prompts given as {how_asked(offer)}")
 
     def make_scorer(self, cache: Path | None) -> Scorer:
-        assert self.offer.cap.form is not None
-        detector, s = self.material.detector, self.material.settings
-        usable = self.material.usable(self.offer.cap.form.ids)
-        split = split_probes(detector.library(s.model).data.probes, s.seed)
-        return ReplayScorer(detector, s.model, self.offer.k, split, split.calibrate[usable[split.calibrate]], cache)
+        s = self.material.settings
+        return ReplayScorer(self.material.detector, s.model, self.offer.k, s.seed, cache, self.offer.usable)
 
 
 def replayable(offer: Offer) -> bool:
@@ -66,18 +64,13 @@ Placed = tuple[F32, npt.NDArray[np.uint8]]  # log-probabilities and ranks in the
 
 
 class ReplayScorer(Scorer):
-    """`cache`: a folder, or None to keep nothing."""
+    """cache: a folder where candidates' scores on themselves are kept, or None to make them each time."""
 
     def __init__(
-        self, detector: Detector, model: str, k: int, split: ProbeSplit, calibrate_on: Rows, cache: Path | None = None
+        self, detector: Detector, model: str, k: int, seed: int, cache: Path | None = None, usable: Bools | None = None
     ) -> None:
         self.cache = cache
-        super().__init__(detector, model, k, split, calibrate_on)
-
-    @classmethod
-    def of(cls, detector: Detector, model: str, k: int, seed: int, cache: Path | None = None) -> Self:
-        split = split_probes(detector.library(model).data.probes, seed)
-        return cls(detector, model, k, split, split.calibrate, cache)
+        super().__init__(detector, model, k, seed, usable)
 
     def _start(self) -> F32:
         c, s = self.present.shape

@@ -41,6 +41,8 @@ SIGNATURES = "signatures of these weights in this form (--candidates local,store
 
 
 class Residual(Level):
+    """Needs exact log-probabilities on tokens that are known, and the weights; tests a number format, no platform."""
+
     kind: ClassVar[str] = "residual"
     limits: ClassVar[str] = (
         "The number format of the weights' rounding, not the platform. No bound alpha holds here: the rule speaks "

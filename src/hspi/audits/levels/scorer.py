@@ -7,10 +7,8 @@ level of evidence decides: `replay` asks the pair verifier, `agreement` counts w
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -21,28 +19,36 @@ from hspi.audits.sequential import Martingales, log_mean
 from hspi.detectors.detector import Detector
 from hspi.detectors.virtual_families import Families
 from hspi.evidence.aligned import Aligned
+from hspi.evidence.cores import on_all_cores
 from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32
-from hspi.splits import ProbeSplit
+from hspi.splits import split_probes
 
 RIVALS = 6  # platforms of other classes, the nearest, that a platform's score is held against
 VIEWS = 2  # the score itself, and its lead over the best rival
 
 Rows = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 class Scorer(ABC):
-    """One model's candidates at one level. C platforms, S settings, n probes.
+    """One model's candidates at one level. C platforms, S settings, P probes of the library, n of them at a time.
 
-    split parts the library's probes as training did; `calibrate_on`: those on which candidates score themselves.
-    A subclass says how an answer is read, compared and scored.
+    split parts the library's probes as training did, k: alternatives of an answer that count; usable (P,): which probes
+    can be asked at all (every one, if not given); calibrate_on int64 (n,): those on which candidates score themselves.
+    A subclass says how an answer is read, compared and scored. Raises UnknownName for a model without a library.
     """
 
     bets: ClassVar[type[Martingales]] = Martingales
     calibrated: ClassVar[bool] = True  # whether a detector knows when nobody fits: a claim may then fall all the same
 
-    def __init__(self, detector: Detector, model: str, k: int, split: ProbeSplit, calibrate_on: Rows) -> None:
-        self.detector, self.model, self.k, self.split, self.calibrate_on = detector, model, k, split, calibrate_on
+    def __init__(self, detector: Detector, model: str, k: int, seed: int, usable: Bools | None = None) -> None:
+        self.detector, self.model, self.k = detector, model, k
+        self.split = split = split_probes(self.data.probes, seed)
+        self.usable = np.ones(len(self.data.probes), bool) if usable is None else usable
+        # Where nothing was fitted, the probes to fit on calibrate too.
+        pool = split.calibrate if self.calibrated else np.concatenate([split.fit, split.calibrate])
+        self.calibrate_on = pool[self.usable[pool]]
         self.present = self.data.present  # counted anew at each reading, over the whole library
         self.told = detector.told(model)
         self.rivals = nearest_rivals(detector.library(model).classes.separation, self.told.label)
@@ -90,19 +96,19 @@ class Scorer(ABC):
 
     def asks(self, at: int) -> bool:
         """Whether the level puts this probe of the library to an endpoint: one that neither trained nor calibrates."""
-        return at in self._test
+        return at in self._test and bool(self.usable[at])
 
     # ------------------------------------------------------------ scores
 
-    def scores(self, seen: Observation, of: Rows | None = None) -> F32:
+    def scores(self, seen: Observation) -> F32:
         """Views of every hypothesis on every probe, one at a time: float32 (VIEWS, C, S, n), NaN where there is no
-        such hypothesis. `of`: score these platforms alone.
+        such hypothesis.
         """
         at = np.asarray([self._index[p] for p in seen.probes])
-        return self.views(self.observed(seen, at), at, of)
+        return self.views(self.observed(seen, at), at)
 
     def views(self, observed: Any, at: Rows, of: Rows | None = None) -> F32:
-        """The same of what `observed` or `own` gave."""
+        """The same of what `observed` or `own` gave; `of`: of these platforms alone."""
         c, s = self.present.shape
         of = np.arange(c) if of is None else of
         who = np.unique(np.concatenate([of, self.rivals[of].ravel()]))
@@ -132,8 +138,7 @@ class Scorer(ABC):
             out[0, i, settings] = margin[..., 0]
             out[1, i, settings] = margin[..., 0] - margin[..., 1:].max(axis=-1)
 
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # kernels and trees hold no lock
-            list(pool.map(fill, np.flatnonzero(self.present.any(axis=1)).tolist()))
+        on_all_cores(fill, np.flatnonzero(self.present.any(axis=1)).tolist())
         return self._only_hypotheses(out)
 
     # ------------------------------------------------------------ evidence
@@ -153,7 +158,7 @@ class Evidence:
 
     told: Families
     martingales: Martingales
-    ties: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))  # the same in every replay
+    ties: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))  # the same at each scoring
 
     def add(self, scores: F32) -> npt.NDArray[np.float64]:
         """scores (VIEWS, C, S) of the next probe → ln E against each class, (classes,).

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
+from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
 
 import numpy as np
 import numpy.typing as npt
 
-from hspi.client import shown_url
+from hspi.client import NoRedirects, shown_url
 from hspi.errors import ConfigError, EndpointError, PlatformError
 from hspi.platforms.batches import check_contexts, continue_greedily
 from hspi.platforms.convert import cache_folder
@@ -216,12 +216,7 @@ def _post(opener: OpenerDirector, url: str, body: dict[str, Any]) -> Any:
 def _opener(url: str) -> OpenerDirector:
     """Without the environment's proxies on the loopback, and deaf to redirections, which the key must not follow."""
     near = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    return build_opener(_Stay, *([ProxyHandler({})] if near else []))
-
-
-class _Stay(HTTPRedirectHandler):
-    def redirect_request(self, *args: Any) -> None:
-        return None
+    return build_opener(NoRedirects, *([ProxyHandler({})] if near else []))
 
 
 def free_port() -> int:

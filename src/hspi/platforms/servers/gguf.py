@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 from pathlib import Path
 
 from hspi.errors import ConfigError, ModelError, PlatformError
 from hspi.platforms.convert import cache_folder, made_once
+from hspi.quiet import complaint
 from hspi.zoo import weights_hash
 
 FORMATS = ("f32", "f16", "bf16", "q8_0", "q4_0")
@@ -47,7 +47,6 @@ def _convert(environment: Path, model_path: Path, kind: str, out: Path) -> None:
     python = environment / "bin" / "python"
     plain = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")} | {"OMP_NUM_THREADS": "1"}
     command = [str(python), str(SCRIPT), str(model_path.absolute()), kind, str(out.absolute())]
-    done = subprocess.run(command, env=plain, capture_output=True, text=True)
-    if done.returncode or not out.is_file():
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise PlatformError(f"{model_path} must convert to GGUF {kind}, but: {last}")
+    why = complaint(command, env=plain)
+    if why or not out.is_file():
+        raise PlatformError(f"{model_path} must convert to GGUF {kind}, but: {why or 'no file came'}")

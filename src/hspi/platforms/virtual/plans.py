@@ -38,27 +38,18 @@ class PlanBook:
             if name not in PLANS:
                 raise UnknownName("kernel plan", name, PLANS)
 
-    @property
-    def key(self) -> tuple[str, tuple[tuple[str, str], ...]]:
-        """Equal for books that give every product the same plan by the same words."""
-        return self.default, tuple(sorted((p, n) for p, n in self.by.items() if n != self.default))
-
     def name_of(self, product: str) -> str:
         return self.by.get(product) or self.by.get(product.partition("#")[0], self.default)
 
     def plan_of(self, product: str) -> KernelPlan:
         return PLANS[self.name_of(product)]
 
-    def with_plan(self, product: str, name: str) -> PlanBook:
-        return PlanBook(self.default, {**self.by, product: name})
-
-    def to_option(self) -> Any:
-        """What a platform's `options["plan"]` holds: a name, or {product: name} with the default under "default"."""
-        return {"default": self.default, **self.by} if self.by else self.default
-
     @classmethod
     def of(cls, option: Any) -> PlanBook:
-        """From `to_option`'s value; ConfigError or UnknownName where it is none."""
+        """From a platform's `options["plan"]`: a name, or {product: name} with the default under "default".
+
+        Raises ConfigError or UnknownName where it is neither.
+        """
         if isinstance(option, str):
             return cls(option)
         if not isinstance(option, Mapping):
