@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from plan_search.search import Answers, search
 from virtual_verdicts import verdicts
 from virtual_world import FOREIGN, OWN, World
 
 from hspi.detectors.virtual_families import best_of, credit
 from hspi.files import whole, write_json
-from hspi.plan_search.search import Answers, search
 from hspi.platforms.virtual.catalogue import VIRTUAL, arithmetic_class
 from hspi.platforms.virtual.plans import PlanBook
 from hspi.quiet import be_quiet

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from plan_search.search import Answers
 from virtual_world import FOREIGN, World
 
 from hspi.detectors.detector import Detector
@@ -16,7 +17,6 @@ from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
 from hspi.evidence.library import Library
 from hspi.evidence.observation import Observation
-from hspi.plan_search.search import Answers
 from hspi.platforms.virtual.catalogue import virtual
 from hspi.platforms.virtual.plans import PlanBook
 from hspi.verdict import UNKNOWN

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from plan_search.search import Answers, Seen, Workbench
 
 from hspi import params, probes, zoo
 from hspi.evidence.aligned import place
 from hspi.evidence.replay import F32, STATISTICS, pair_statistics
 from hspi.files import whole
 from hspi.numerics.plans import KernelPlan
-from hspi.plan_search.search import Answers, Seen, Workbench
 from hspi.platforms.opening import open_adapter
 from hspi.platforms.record import Platform
 from hspi.platforms.virtual.catalogue import VIRTUAL, arithmetic_class, units_of

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.evidence.replay import F32, STATISTICS, pair_statistics
-from hspi.plan_search.surrogate import Codes, Surrogate
-from hspi.plan_search.target import Target
 from hspi.platforms.virtual.catalogue import walk
 from hspi.platforms.virtual.plans import PLANS, PlanBook
+from plan_search.surrogate import Codes, Surrogate
+from plan_search.target import Target
 
 _EQUAL, _SHARED = (STATISTICS.index(n) for n in ("equal", "shared"))
 STARTS = 6  # random ones of each descent over books, which costs next to nothing beside a run

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from plan_search.search import Answers, Seen, Workbench, design, search, uniform
+from plan_search.surrogate import Surrogate, influence
+from plan_search.target import Target, spacing
 
 from hspi.detectors.virtual_families import best_of, credit, family_name
 from hspi.evidence.aligned import place
 from hspi.numerics.formats import format_of, round_to
 from hspi.numerics.matmul import matmul
-from hspi.plan_search.search import Answers, Seen, Workbench, design, search, uniform
-from hspi.plan_search.surrogate import Surrogate, influence
-from hspi.plan_search.target import Target, spacing
 from hspi.platforms.catalogue import get
 from hspi.platforms.virtual.catalogue import virtual
 from hspi.platforms.virtual.plans import PLANS, PlanBook
