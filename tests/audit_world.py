@@ -6,25 +6,31 @@ changes with the setting (its nuisance). No engine, no weights: a whole audit ta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
 
-from hspi.audits.material import Material, Probe, Settings
+from hspi.audits.levels.residual import without_platforms
+from hspi.audits.material import CHAT, Material, Probe, Settings
 from hspi.audits.run import Request
 from hspi.detectors.detector import Detector
-from hspi.detectors.number_format import NumberFormat
+from hspi.detectors.estimators import Boosted
+from hspi.detectors.number_format import NumberFormat, SampleBench
 from hspi.detectors.training import Bench, calibrate, fit_verifier
-from hspi.evidence.aligned import align
+from hspi.evidence.aligned import Aligned, align
 from hspi.evidence.library import Library
 from hspi.platforms.record import Nuisance, Platform
+from hspi.reference.hypotheses import NAMES
+from hspi.reference.logits import SLOTS
 from hspi.signatures.schema import Header, Signature
 from hspi.signatures.top_k import top_k
 from hspi.splits import split_probes
 
 VOCABULARY, LENGTH, SIZE, TOP, SEED = 500, 6, 160, 64, 1
 SETTINGS = ("b1", "b4", "b7", "b16")
+TEMPLATE = 9  # tokens that a chat template puts around a prompt
 
 
 @dataclass(frozen=True)
@@ -87,20 +93,45 @@ def signature(formula: Formula, setting: int) -> Signature:
     return Signature(header, n, 0 * n, 0 * n + LENGTH, ids[:, 0], ids, values)
 
 
+def predicted() -> np.ndarray:
+    """What hypotheses foretell here: noise that nobody's residual follows, half as large as bf16's."""
+    return np.random.default_rng(10).normal(scale=5e-3, size=(len(NAMES), SIZE, SLOTS)).astype(np.float32)
+
+
+@cache
+def library() -> Library:
+    signatures = [signature(f, s) for f in FORMULAS.values() for s in range(len(SETTINGS))]
+    data = align("toy", signatures, {"tokens": reference()}, predicted={"tokens": predicted()})
+    return Library.measured(data, SEED, 20)
+
+
 @cache
 def detector() -> Detector:
-    signatures = [signature(f, s) for f in FORMULAS.values() for s in range(len(SETTINGS))]
-    data = align("toy", signatures, {"tokens": reference()})
-    library = Library.measured(data, SEED, 20)
-    bench = Bench.of(library, SEED, (20, 5))
+    bench = Bench.of(library(), SEED, (20, 5))
     verifier = fit_verifier([bench])
     levels = calibrate(verifier, [bench])
-    return Detector(verifier, NumberFormat(verifier), levels, {"toy": library}).slim("toy")
+    trees = Boosted(n_estimators=100, max_depth=3, learning_rate=0.3, min_child_weight=0.1)  # sure, of few samples
+    formats = NumberFormat(trees).fit([SampleBench(library(), SEED)])
+    return Detector(verifier, formats, levels, {"toy": library()}).slim("toy")
 
 
-def probe(i: int) -> Probe:
+def probe(i: int, template: int = 0) -> Probe:
+    """template: tokens of it that are known, 0 where there is none."""
     ids = contexts()[i].tolist()
-    return Probe("tokens", i, ids, text_of(ids), True)
+    return Probe("tokens", i, ids, text_of(ids), True, {CHAT: [*ids, *range(template)]} if template else {})
+
+
+def refer(probes: Sequence[Probe], asked: Sequence[Sequence[int]]) -> Aligned:
+    """The reference after each context. A template changes nothing here, as `Misbehaving` has it."""
+    at, data = [p.id for p in probes], library().data
+    assert [list(c[:LENGTH]) for c in asked] == contexts()[at].tolist()
+    arrays = data.slots[at], data.reference[at], data.lse[at], data.predicted[:, at]
+    return without_platforms("toy", "0" * 64, probes, *arrays)
+
+
+def warm_up() -> list[int]:
+    """Probes that find out what an endpoint gives."""
+    return [int(i) for i in split_probes(library().data.probes, SEED).fit[:2]]
 
 
 def text_of(ids: list[int]) -> str:
@@ -108,20 +139,30 @@ def text_of(ids: list[int]) -> str:
 
 
 def material(
-    base_url: str, claim: str | None = "bf16", budget: int = 60, window: int = 4, seed: int = SEED
+    base_url: str,
+    claim: str | None = "bf16",
+    budget: int = 60,
+    window: int = 4,
+    seed: int = SEED,
+    claim_format: str | None = None,
+    signatures: bool = True,
+    weights: bool = False,
 ) -> Material:
+    """signatures, weights: whether they are at hand; with the weights comes the chat template."""
     settings = Settings(base_url, "toy", "toy", "0" * 64, claim, 0.01, budget, 1.0, window, ["store"], SEED)
-    split = split_probes(detector().library("toy").data.probes, SEED)
+    settings = replace(settings, claim_format=claim_format)
+    split = split_probes(library().data.probes, SEED)
     order = np.random.default_rng(seed).permutation(split.test)[:budget]
-    warm_up = [probe(int(i)) for i in split.fit[:2]]
+    probes, first = ([probe(int(i), TEMPLATE * weights) for i in some] for some in (order, warm_up()))
     vocabulary = [text_of([i]) for i in range(VOCABULARY)]
-    return Material(settings, detector(), [probe(int(i)) for i in order], warm_up, vocabulary, {"version_hspi": "test"})
+    at_hand = detector() if signatures else detector().without_libraries()
+    return Material(settings, at_hand, probes, first, vocabulary, {"version_hspi": "test"}, weights=weights)
 
 
 class Supply:
     """Hands this material to `audits.run.start`."""
 
-    refer = None
+    refer = staticmethod(refer)
     scores = None
 
     def __init__(self, made: Material) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
@@ -130,6 +131,27 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tracking.store.open_store(root):
         pass
     return root
+
+
+PACKED: dict[str, bytes] = {}
+
+
+@pytest.fixture
+def packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same detector is the same archive (test_audits_folder), and compressing it is most of an audit's time."""
+    from hspi.audits import folder as folders
+
+    pack = folders.pack
+
+    def remembered(source: Path, target: Path) -> None:
+        files = sorted(p for p in source.rglob("*") if p.is_file())
+        name = hashlib.sha256(b"".join(str(p.relative_to(source)).encode() + p.read_bytes() for p in files)).hexdigest()
+        if name not in PACKED:
+            pack(source, target)
+            PACKED[name] = target.read_bytes()
+        target.write_bytes(PACKED[name])
+
+    monkeypatch.setattr(folders, "pack", remembered)
 
 
 # ---------------------------------------------------------------- which tests share a worker

@@ -33,18 +33,22 @@ LASTING = (  # hold for the whole audit
     "only-5", "only-1", "unsorted", "html-text", "chat-only", "chat-template", "text-prompts", "wrong-model",
     "floored-2", "truncated-3", "text-chat", "draws",
 )  # fmt: skip
-
+NO_ANSWER = ("refused", "not-json", "not-object", "empty", "two-choices")
+NO_NUMBERS = ("no-logprobs", "nan", "infinite", "string", "missing", "positive", "fewer", "too-much-probability")
 
 ROUNDED = {"rounded": round, "floored": math.floor, "truncated": math.trunc}
 
 
 @dataclass
 class Misbehaving:
-    """platform answers; `faults` are drawn for a share `rate` of requests; `lasting` holds always."""
+    """platform answers; `faults` are drawn for a share `rate` of requests, or hold at every attempt at a share `spoilt`
+    of the probes; `lasting` holds always.
+    """
 
     platform: str = "bf16"
     faults: tuple[str, ...] = ()
     rate: float = 0.3
+    spoilt: float | None = None
     seed: int = 0
     lasting: str = ""
     setting: int = 17  # a nuisance that no signature has
@@ -82,14 +86,19 @@ class Misbehaving:
         """Answer one request; False where the connection is spent."""
         name = hashlib.sha256(body).hexdigest()
         self.asked[name] += 1
-        rng = random.Random(f"{self.seed} {name} {self.asked[name]}")
-        fault = rng.choice(self.faults) if self.faults and rng.random() < self.rate else ""
+        rng, rate = random.Random(f"{self.seed} {name} {self.asked[name]}"), self.rate
+        if self.spoilt is not None:
+            at = world.find(prompt_of(json.loads(body)))
+            rng, rate = random.Random(f"{self.seed} {at}"), 0.0 if at in world.warm_up() else self.spoilt
+        fault = rng.choice(self.faults) if self.faults and rng.random() < rate else ""
         if fault:
             self.done[fault] += 1
         if self.delay:
             await asyncio.sleep(self.delay)
         if self.lasting == "always-500":
             fault = "500"
+        if self.lasting == "locked" and headers.get("authorization") != "Bearer right":
+            fault = "locked-out"
         status, data = self.answer(path, json.loads(body or b"{}"), fault)
         return await self.deliver(fault, status, data, headers, writer)
 
@@ -104,6 +113,8 @@ class Misbehaving:
             extra = f"Retry-After: {after}\r\n".encode() if after else b""
         elif fault == "500":
             status = 500
+        elif fault in ("refused", "locked-out"):
+            status = 400 if fault == "refused" else 401
         elif fault == "503-html":
             status, text = 503, b"<html><script>alert(1)</script>busy</html>"
         elif fault == "echo-key":
@@ -155,11 +166,9 @@ class Misbehaving:
         only_chat = self.lasting.startswith("chat") or self.lasting == "text-chat"
         if not (path.endswith("completions") and (chat or not only_chat)):
             return 404, {"error": {"message": "no such route"}}
-        prompt = body["messages"][0]["content"] if chat else body["prompt"]
-        if self.lasting == "text-prompts" and not isinstance(prompt, str):
+        if self.lasting == "text-prompts" and not isinstance(body.get("prompt", ""), str):
             return 400, {"error": {"message": "prompt must be text"}}
-        if isinstance(prompt, str):
-            prompt = [int(t) for t in prompt.strip("<>").split("><")]
+        prompt = prompt_of(body)
         k = body.get("top_logprobs" if chat else "logprobs") or 0
         if k > {"only-5": 5, "only-1": 1}.get(self.lasting, 100):
             return 400, {"error": {"message": "too many logprobs"}}
@@ -167,7 +176,9 @@ class Misbehaving:
         written = self.draw(pairs) if self.lasting == "draws" else pairs[0][0]
         pairs = pairs[:k] if k else []
         pairs = self.spoil(pairs, fault)
-        named = [(self.name(t, bool(body.get("return_tokens_as_token_ids"))), v) for t, v in pairs]
+        foreign = "foreign-tokens" in (self.lasting, fault)
+        by_id = bool(body.get("return_tokens_as_token_ids"))
+        named = [(f"▁{t}" if foreign else f"token_id:{t}" if by_id else world.text_of([t]), v) for t, v in pairs]
         if fault == "no-logprobs" or self.lasting in ("no-logprobs-ever", "text-chat", "draws") or not named:
             logprobs = None
         elif chat:
@@ -180,9 +191,10 @@ class Misbehaving:
             if fault == "two-tokens":
                 logprobs = {n: v * 2 for n, v in logprobs.items()}
         text = "<script>alert('x')</script>" if self.lasting == "html-text" else world.text_of([written])
+        text = "▁" if fault == "foreign-tokens" else text
         said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         choice = {"index": 0, **said, "logprobs": logprobs, "finish_reason": "length"}
-        template = 9 if self.lasting == "chat-template" else 0
+        template = world.TEMPLATE if self.lasting == "chat-template" else 0
         usage = {"prompt_tokens": len(prompt) + template, "completion_tokens": 1}
         return 200, {"id": "x", "choices": [choice] * (2 if fault == "two-choices" else 1), "usage": usage}
 
@@ -225,10 +237,11 @@ class Misbehaving:
         worse = {"nan": float("nan"), "infinite": float("-inf"), "string": "-1.0", "missing": None, "positive": 0.7}
         return [*pairs[:-1], (token, worse[fault])] if fault in worse else pairs
 
-    def name(self, token: int, by_id: bool) -> str:
-        if self.lasting == "foreign-tokens":
-            return f"▁{token}"
-        return f"token_id:{token}" if by_id else world.text_of([token])
+
+def prompt_of(body: dict[str, Any]) -> list[int]:
+    """The ids that a question is about, however it is put."""
+    prompt = body["messages"][0]["content"] if "messages" in body else body["prompt"]
+    return [int(t) for t in prompt.strip("<>").split("><")] if isinstance(prompt, str) else list(prompt)
 
 
 _rows: dict[tuple[world.Formula, int], Any] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import random
@@ -33,6 +32,7 @@ from hspi.platforms.record import Platform
 from hspi.verdict import Verdict
 from misbehaving import LASTING, MOMENTARY, Misbehaving, serving
 
+pytestmark = pytest.mark.usefixtures("packed_once")
 GOLDEN = Path(__file__).parent / "golden" / "audits"
 KEY = "sk-never-to-be-seen"
 QUICK = Retry(attempts=10, answers=5, first=0.001, longest=0.02)
@@ -52,24 +52,6 @@ def run(made: Material, server: Misbehaving, folder: Path) -> Verdict:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-PACKED: dict[str, bytes] = {}
-
-
-@pytest.fixture(autouse=True)
-def packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same detector is the same archive (test_audits_folder), and compressing it is most of an audit's time."""
-    pack = folders.pack
-
-    def remembered(source: Path, target: Path) -> None:
-        name = hashlib.sha256(b"".join(contents(source).values())).hexdigest()
-        if name not in PACKED:
-            pack(source, target)
-            PACKED[name] = target.read_bytes()
-        target.write_bytes(PACKED[name])
-
-    monkeypatch.setattr(folders, "pack", remembered)
 
 
 # ---------------------------------------------------------------- verdicts
@@ -374,6 +356,15 @@ def test_an_answer_with_the_key_in_it_leaves_no_key_anywhere(tmp_path: Path, cap
         assert server.keys == {KEY}
     assert not [name for name, data in contents(tmp_path / "a").items() if KEY.encode() in data]
     assert KEY not in caplog.text
+
+
+def test_an_audit_with_a_wrong_key_goes_on_with_the_right_one(tmp_path: Path) -> None:
+    with serving(Misbehaving("bf16", lasting="locked")) as server:
+        with pytest.raises(EndpointError, match="401"):
+            audit(server, tmp_path / "a")
+        supply = world.Supply(world.material(server.url))
+        found = start(supply.request(), tmp_path / "a", supply=supply, endpoint=Endpoint(server.url, "right")).verdict
+    assert found is not None and found.outcome == "consistent"
 
 
 # ---------------------------------------------------------------- killed and continued

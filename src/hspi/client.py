@@ -32,6 +32,7 @@ Route = Literal["completions", "chat/completions"]
 
 MAX_BODY = 4 << 20
 STRUCK_OUT = "[key]"
+LOCKED_OUT = (401, 403)  # HTTP: it is refused for who asks
 _AGAIN = {408, 409, 425, 429}
 
 

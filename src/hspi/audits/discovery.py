@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hspi.audits.answers import Answer, Names, decimals, read_answer, read_text
-from hspi.client import Invalid, Question, Refused, Reply, Route
+from hspi.client import LOCKED_OUT, Invalid, Question, Refused, Reply, Route
 from hspi.errors import EndpointError
 
 DISCOVERY_TOKENS = 4  # output tokens that finding out what an endpoint gives may take
@@ -144,7 +144,7 @@ async def _first_form(ask: Ask, model: str, prompt: Prompt, names: Names) -> tup
         why = str(found)
         if isinstance(found, Invalid):
             silent.add(way)
-        if isinstance(found, Refused) and found.status in (401, 403):
+        if isinstance(found, Refused) and found.status in LOCKED_OUT:
             raise found
         if isinstance(found, Refused) and found.status in (404, 405, 501):
             missing.add(form.route)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hspi.audits.material import Material, Probe, Settings
-from hspi.client import Endpoint, Invalid, Question, Refused, Reply, parse
+from hspi.client import LOCKED_OUT, Endpoint, Invalid, Question, Refused, Reply, parse
 from hspi.detectors.detector import Detector
 from hspi.errors import ConfigError, DataError
 from hspi.files import digest, read_json, to_json, whole, write_json, write_text
@@ -48,6 +48,7 @@ class Records:
         source = finished if finished.exists() else self.folder / JOURNAL
         self.rows = {row["name"]: row for row in _read_rows(source, torn=source.name == JOURNAL)}
         if self.endpoint is not None and not finished.exists():
+            self.rows = {n: row for n, row in self.rows.items() if row["status"] not in LOCKED_OUT}  # for another key
             kept = "".join(map(_line, self.rows.values()))  # without a line that a kill tore
             self._journal = write_text(self.folder / JOURNAL, kept).open("a", encoding="utf-8")
         return self

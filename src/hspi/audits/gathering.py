@@ -17,8 +17,10 @@ from hspi.audits.levels.scorer import Evidence, Scorer
 from hspi.audits.material import Material, Probe
 from hspi.audits.plan import Plan
 from hspi.audits.rules import Findings
-from hspi.client import Invalid, Question
+from hspi.client import Invalid, Question, Refused
 from hspi.evidence.observation import Observation
+
+NOT_THIS = (400, 413, 422)  # HTTP: this question is refused, others may not be
 
 T = TypeVar("T")
 
@@ -48,6 +50,10 @@ async def gather(level: Level, plan: Plan, read: Read, ask: Ask) -> Findings:
     async def answer(probe: Probe) -> Answer | str:
         try:
             return read((await ask(question(probe), lambda reply: read(reply.data))).data)
+        except Refused as error:
+            if error.status not in NOT_THIS:
+                raise
+            return str(error)
         except Invalid as error:
             return str(error)
 

@@ -67,7 +67,7 @@ class Text(Sequential):
 
     @classmethod
     def of(cls, offer: Offer) -> Self | None:
-        if not offer.text or not offer.cap.greedy or not offer.signatures or offer.context != "":
+        if not offer.text or not offer.cap.greedy or not offer.candidates:
             return None
         return cls(offer, "no log-probabilities come: greedy tokens at near-ties of the reference")
 

@@ -75,6 +75,11 @@ class Offer:
         return fitting[0] if len(fitting) == 1 else None
 
     @property
+    def candidates(self) -> bool:
+        """Whether the question is which candidate answers so, and they answered such prompts too."""
+        return self.signatures and self.context == "" and self.material.settings.claim_format is None
+
+    @property
     def numbers(self) -> str:
         return f"top-{self.cap.top_k} log-probabilities"
 

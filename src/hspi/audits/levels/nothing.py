@@ -38,4 +38,6 @@ def _reason(offer: Offer) -> str:
         return f"{no}, and one question got several answers: it does not answer greedily"
     if not offer.signatures:
         return f"{no}, and no candidate has signatures of these weights"
+    if offer.context == "":
+        return f"{no}, and {offer.lacks}"
     return f"{no}, and {offer.around}, which no signature has"

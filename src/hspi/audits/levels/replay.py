@@ -50,7 +50,7 @@ class Replay(Sequential):
 
 def replayable(offer: Offer) -> bool:
     """Whether log-probabilities come on prompts that candidates answered too, and more than a format is claimed."""
-    return bool(offer.top and offer.signatures and offer.context == "" and offer.material.settings.claim_format is None)
+    return bool(offer.top and offer.candidates)
 
 
 def how_asked(offer: Offer) -> str:
