@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from hspi import probes as probe_sets
 from hspi.audits import rules
@@ -145,21 +144,7 @@ def refer(ref: ModelRef, asked: Sequence[Probe], contexts: Sequence[Sequence[int
         slots[at], lse[at] = likeliest(logits), normaliser(logits)
         reference[at] = np.take_along_axis(logits, slots[at].astype(np.int64), axis=1) - lse[at][:, None]
         predicted[:, at] = cached_predictions(ref, name, list(ids), slots[at], cache)
-    return without_platforms(ref.id, ref.weights_hash, asked, slots, reference, lse, predicted)
-
-
-def without_platforms(
-    model: str,
-    weights_hash: str,
-    asked: Sequence[Probe],
-    slots: npt.NDArray[np.int32],
-    reference: npt.NDArray[np.float64],
-    lse: npt.NDArray[np.float64],
-    predicted: npt.NDArray[np.float32],
-) -> Aligned:
     none = np.empty((0, 0, *slots.shape), np.float32)
-    ranks = np.full(none.shape, ABSENT, np.uint8)
-    names = [(p.set, p.id) for p in asked]
-    return Aligned(
-        model, [], [], names, slots, reference, none, ranks, none[..., :1], lse, predicted, weights_hash=weights_hash
-    )
+    ranks, names = np.full(none.shape, ABSENT, np.uint8), [(p.set, p.id) for p in asked]
+    arrays = (slots, reference, none, ranks, none[..., :1], lse, predicted)
+    return Aligned(ref.id, [], [], names, *arrays, weights_hash=ref.weights_hash)
