@@ -87,6 +87,7 @@ class Question:
 class Reply:
     """What came back with status 200: the text as it came (the key struck out) and the object in it."""
 
+    name: str
     text: str
     data: dict[str, Any]
 
@@ -157,7 +158,7 @@ class Endpoint:
             try:
                 async with self._gate, asyncio.timeout(self.deadline):
                     text = await self._once(question)
-                reply = Reply(text, parse(text))
+                reply = Reply(question.name, text, parse(text))
                 check(reply)
                 return reply
             except _Unusable as error:

@@ -68,7 +68,7 @@ class Records:
             raise Refused(row["text"], row["status"])
         if row["outcome"] == "invalid":
             raise Invalid(row["text"])
-        return Reply(row["text"], parse(row["text"]))
+        return Reply(question.name, row["text"], parse(row["text"]))
 
     async def _ask_endpoint(self, question: Question, check: Callable[[Reply], object]) -> Row:
         if self.endpoint is None or self._journal is None:
