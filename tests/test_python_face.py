@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,7 +55,7 @@ def said(smoke: Tree, code: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_examples_of_the_page_run_as_they_stand(smoke: Tree, served: int) -> None:
-    (path,) = said(smoke, COLLECT)
+    path = said(smoke, COLLECT)[-1]
     assert path == "signatures/torch-fp32/llama/text.b1.parquet" and (smoke.path / path).exists()
     outcome, answer = said(smoke, JUDGE)[-1].split(" ", 1)
     assert outcome in ("consistent", "inconclusive") and answer
@@ -63,3 +64,4 @@ def test_the_examples_of_the_page_run_as_they_stand(smoke: Tree, served: int) ->
     assert (smoke.path / "audits" / "mine" / "manifest.json").exists()
     again = smoke.run("hspi", "audit", "--replay", "audits/mine", "--json")
     assert f'"outcome": "{audited[-1].split()[0]}"' in again
+    shutil.rmtree(smoke.path / "signatures")  # other tests find the tree as the pipeline left it
