@@ -16,12 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from chip.cases import FAMILIES
+from chip.chip import NvidiaChip, SimulatedChip, backends
+from chip.compare import SHAPES, Chip, K, M, N, compare_gemms, compare_tiles, write_golden
+
 from hspi.errors import HspiError
 from hspi.files import write_json
 from hspi.numerics.plans import KernelPlan
-from hspi.silicon.cases import FAMILIES
-from hspi.silicon.chip import NvidiaChip, SimulatedChip, backends
-from hspi.silicon.compare import SHAPES, Chip, K, M, N, compare_gemms, compare_tiles, write_golden
 
 BATCH = 128  # tiles at a time
 
@@ -67,7 +68,7 @@ def main() -> int:
     shapes = {n: SHAPES[n] for n in args.shapes}
     report["gemms"] = {t: compare_gemms(chips[0], t, args.seed, shapes) for t in chips[-1].types}
     if not (args.no_model or args.simulate):
-        from hspi.silicon.whole_model import compare_model
+        from chip.whole_model import compare_model
 
         types = [t for t in chips[0].types if t in ("fp16", "bf16")]
         report["model"] = [compare_model(chips[0].architecture, args.model, t) for t in types]

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chip.cases import FAMILIES, tiles
+from chip.chip import NvidiaChip, SimulatedChip, backends
+from chip.compare import check_golden, compare_gemms, compare_tiles, plan_library, write_golden
 
 from hspi.errors import DataError, PlatformError, UnknownName
 from hspi.numerics.architectures import UNITS
@@ -16,9 +19,6 @@ from hspi.numerics.batched import matmul_batched
 from hspi.numerics.formats import format_of, is_exact
 from hspi.numerics.plans import KernelPlan
 from hspi.platforms.machine import has_nvidia_gpu
-from hspi.silicon.cases import FAMILIES, tiles
-from hspi.silicon.chip import NvidiaChip, SimulatedChip, backends
-from hspi.silicon.compare import check_golden, compare_gemms, compare_tiles, plan_library, write_golden
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "silicon.py"
 GOLDEN = sorted((Path(__file__).parent / "golden").rglob("*.safetensors"))

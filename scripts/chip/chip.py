@@ -7,12 +7,12 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from chip.cases import F32
 from hspi.errors import PlatformError
 from hspi.files import version
 from hspi.numerics.architectures import UNITS
@@ -21,7 +21,6 @@ from hspi.numerics.formats import format_of, round_to
 from hspi.numerics.matmul import DEFAULT_PLAN, matmul
 from hspi.numerics.plans import KernelPlan
 from hspi.platforms.machine import has_nvidia_gpu, has_package
-from hspi.silicon.cases import F32
 
 CAPABILITIES = {(7, 0): "volta", (7, 5): "turing", (8, 0): "ampere", (8, 6): "ampere", (8, 9): "ada", (9, 0): "hopper",
                 (10, 0): "blackwell"}  # fmt: skip
@@ -98,7 +97,7 @@ class NvidiaChip:
         left, right = self._tensor(a, input_type), self._tensor(b, input_type)
         out = torch.empty(a.shape[0], a.shape[1], b.shape[2], dtype=torch.float32)
         if self._library is None:
-            from hspi.silicon.triton_tiles import run
+            from chip.triton_tiles import run
 
             out = out.cuda()
             run(left.cuda(), right.cuda(), out)
@@ -135,10 +134,9 @@ def backends() -> list[str]:
 def build_wmma(sm: int) -> ctypes.CDLL:
     """Compile the CUDA kernel for sm_XX and load it. Raises PlatformError with nvcc's first line."""
     target = Path(tempfile.mkdtemp(prefix="hspi-tiles-")) / f"tiles_sm{sm}.so"
-    with resources.as_file(resources.files("hspi") / "data" / "tiles.cu") as source:
-        newer = ["-DHSPI_SM80"] if sm >= 80 else []
-        command = ["nvcc", "-shared", "-Xcompiler", "-fPIC", f"-arch=sm_{sm}", *newer, "-o", str(target), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True)
+    newer, source = ["-DHSPI_SM80"] if sm >= 80 else [], Path(__file__).with_name("tiles.cu")
+    command = ["nvcc", "-shared", "-Xcompiler", "-fPIC", f"-arch=sm_{sm}", *newer, "-o", str(target), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise PlatformError(f"nvcc must compile tiles.cu for sm_{sm}, but: {done.stderr.strip().splitlines()[:1]}")
     return ctypes.CDLL(str(target))

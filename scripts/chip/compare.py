@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from chip.cases import F32, tiles
 from hspi.errors import ConfigError, DataError
 from hspi.files import whole
 from hspi.numerics.architectures import unit
@@ -20,7 +21,6 @@ from hspi.numerics.batched import matmul_batched
 from hspi.numerics.formats import format_of, round_to
 from hspi.numerics.matmul import matmul
 from hspi.numerics.plans import KernelPlan
-from hspi.silicon.cases import F32, tiles
 
 M, N, K = 64, 64, 64  # of a tile: 4096 dot products, each a chain of several instructions
 SHAPES = {  # (rows, out features, in features) of language models' layers
