@@ -20,12 +20,13 @@ import numpy.typing as npt
 
 from hspi.audits.levels.level import Offer, Sequential
 from hspi.audits.levels.replay import how_asked, replayable
-from hspi.audits.levels.scorer import Bools, Rows, Scorer
+from hspi.audits.levels.scorer import Bools, Scorer
 from hspi.audits.sequential import Martingales, SimpleMixture
 from hspi.detectors.detector import Detector
 from hspi.evidence.aligned import Aligned, place
 from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32
+from hspi.splits import Index
 
 NEAR_TIE = 0.6  # nats between the reference's two best; no format was seen to swap two that are further apart
 BROKEN = "\ufffd"  # what part of a character decodes to
@@ -84,10 +85,10 @@ class Agreement(Scorer):
     calibrated: ClassVar[bool] = False
 
     @abstractmethod
-    def agree(self, observed: Any, at: Rows, who: Rows) -> F32:
+    def agree(self, observed: Any, at: Index, who: Index) -> F32:
         """The share of each answer that each setting gives too: (n, len(who), S)."""
 
-    def features(self, observed: Any, at: Rows, who: Rows, held: Sequence[int]) -> F32:
+    def features(self, observed: Any, at: Index, who: Index, held: Sequence[int]) -> F32:
         same = self.agree(observed, at, who)
         out = np.full((len(held), *same.shape[:2], 1), np.nan, np.float32)
         for i, setting in enumerate(held):
@@ -145,13 +146,13 @@ class TextScorer(Agreement):
         self.top = np.where(data.rank.min(axis=3) == 0, self.top, -1)
         super().__init__(detector, model, 1, seed, usable & near_ties(data, symbols))
 
-    def observed(self, seen: Observation, at: Rows) -> npt.NDArray[np.int32]:
+    def observed(self, seen: Observation, at: Index) -> npt.NDArray[np.int32]:
         return seen.ids[:, 0]
 
-    def own(self, platform: int, setting: int, at: Rows) -> npt.NDArray[np.int32]:
+    def own(self, platform: int, setting: int, at: Index) -> npt.NDArray[np.int32]:
         return self.top[platform, setting, at]
 
-    def agree(self, observed: npt.NDArray[np.int32], at: Rows, who: Rows) -> F32:
+    def agree(self, observed: npt.NDArray[np.int32], at: Index, who: Index) -> F32:
         theirs = self.top[np.ix_(who, np.arange(self.top.shape[1]), at)]
         return (theirs == observed).transpose(2, 0, 1).astype(np.float32)
 
@@ -179,15 +180,15 @@ class RoundedScorer(Agreement):
     def _steps(self, logprobs: F32, shift: float = 0.0) -> F32:
         return np.rint(logprobs.astype(np.float64) * 10.0**self.decimals + shift).astype(np.float32)
 
-    def observed(self, seen: Observation, at: Rows) -> F32:
+    def observed(self, seen: Observation, at: Index) -> F32:
         """Steps of the last decimal in the library's slots, (n, K); NaN where not reported."""
         return self._steps(place(self.data.slots[at], seen.ids, seen.logprobs)[0])
 
-    def own(self, platform: int, setting: int, at: Rows) -> F32:
+    def own(self, platform: int, setting: int, at: Index) -> F32:
         shown = self.data.rank[platform, setting, at] < self.k
         return np.where(shown, self._steps(self.data.logprobs[platform, setting, at]), np.nan).astype(np.float32)
 
-    def agree(self, observed: F32, at: Rows, who: Rows) -> F32:
+    def agree(self, observed: F32, at: Index, who: Index) -> F32:
         theirs = self.data.logprobs[np.ix_(who, np.arange(self.present.shape[1]), at)]
         best = np.max([(self._steps(theirs, shift) == observed).sum(axis=-1) for shift in self.SHIFTS], axis=0)
         return (best / self.k).transpose(2, 0, 1).astype(np.float32)  # NaN is alike to nothing

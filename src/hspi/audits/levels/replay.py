@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.audits.levels.level import Offer, Sequential
-from hspi.audits.levels.scorer import VIEWS, Bools, Rows, Scorer
+from hspi.audits.levels.scorer import VIEWS, Bools, Scorer
 from hspi.detectors.detector import Detector
 from hspi.detectors.verifier import own_distances, verifier_rows
 from hspi.evidence.aligned import place
 from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32, pair_features, pair_statistics
 from hspi.files import read_array, write_array
+from hspi.splits import Index
 
 HALF_WAY = 2 * float(np.log10(2))  # in log10 of squared distances
 VERSION = 1  # raise when the same detector and library would give other scores
@@ -98,20 +99,20 @@ class ReplayScorer(Scorer):
         digest.update(json.dumps(names).encode())
         return digest.hexdigest()[:32]
 
-    def observed(self, seen: Observation, at: Rows) -> Placed:
+    def observed(self, seen: Observation, at: Index) -> Placed:
         return place(self.data.slots[at], seen.ids, seen.logprobs)
 
-    def own(self, platform: int, setting: int, at: Rows) -> Placed:
+    def own(self, platform: int, setting: int, at: Index) -> Placed:
         return self.data.logprobs[platform, setting, at], self.data.rank[platform, setting, at]
 
-    def features(self, observed: Placed, at: Rows, who: Rows, held: Sequence[int]) -> F32:
+    def features(self, observed: Placed, at: Index, who: Index, held: Sequence[int]) -> F32:
         return self._without(self._statistics([observed], at, who), who, held)
 
-    def itself(self, platform: int, who: Rows, held: Sequence[int]) -> F32:
+    def itself(self, platform: int, who: Index, held: Sequence[int]) -> F32:
         at = self.calibrate_on
         return self._without(self._statistics([self.own(platform, s, at) for s in held], at, who), who, held)
 
-    def _statistics(self, observed: Sequence[Placed], at: Rows, who: Rows) -> F32:
+    def _statistics(self, observed: Sequence[Placed], at: Index, who: Index) -> F32:
         """Pair statistics of each against each setting of the platforms `who`: (len(observed), len(who), S, n, T)."""
         s, n = len(self.data.nuisances), len(at)
         shape = (len(who) * s, n, self.data.slots.shape[1])
@@ -120,7 +121,7 @@ class ReplayScorer(Scorer):
         found = [pair_statistics(*one, theirs, ranks, self.data.reference[at], self.k) for one in observed]
         return np.stack(found).reshape(len(observed), len(who), s, n, -1)
 
-    def _without(self, statistics: F32, who: Rows, held: Sequence[int]) -> F32:
+    def _without(self, statistics: F32, who: Index, held: Sequence[int]) -> F32:
         """What the verifier reads where one setting after another is out of the library: (len(held), n, len(who), F).
 
         statistics: of one observation for all of `held`, or of one for each of them.
@@ -154,7 +155,7 @@ class ReplayScorer(Scorer):
         apart = min(self._distance(each, at, others) for each in own)
         return self._distance(self.observed(seen, at), at, mine) < apart - HALF_WAY
 
-    def _distance(self, observed: Placed, at: Rows, who: Rows) -> float:
+    def _distance(self, observed: Placed, at: Index, who: Index) -> float:
         """log10 of the squared distance to the nearest setting of these platforms, over all probes together."""
         distance = pair_features(self._statistics([observed], at, who)[0].mean(axis=2), self.k)[..., 0]
         return float(distance[self.present[who]].min())

@@ -22,12 +22,11 @@ from hspi.evidence.aligned import Aligned
 from hspi.evidence.cores import on_all_cores
 from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32
-from hspi.splits import split_probes
+from hspi.splits import Index, split_probes
 
 RIVALS = 6  # platforms of other classes, the nearest, that a platform's score is held against
 VIEWS = 2  # the score itself, and its lead over the best rival
 
-Rows = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 
@@ -63,18 +62,18 @@ class Scorer(ABC):
     # ------------------------------------------------------------ what a level decides
 
     @abstractmethod
-    def observed(self, seen: Observation, at: Rows) -> Any:
+    def observed(self, seen: Observation, at: Index) -> Any:
         """Answers to the probes `at`, in the form that `features` reads."""
 
     @abstractmethod
-    def own(self, platform: int, setting: int, at: Rows) -> Any:
+    def own(self, platform: int, setting: int, at: Index) -> Any:
         """What the library's platform answered there, in the same form."""
 
     @abstractmethod
-    def features(self, observed: Any, at: Rows, who: Rows, held: Sequence[int]) -> F32:
+    def features(self, observed: Any, at: Index, who: Index, held: Sequence[int]) -> F32:
         """Of each probe beside each platform of `who`, its setting `held` left out: (len(held), n, len(who), F)."""
 
-    def itself(self, platform: int, who: Rows, held: Sequence[int]) -> F32:
+    def itself(self, platform: int, who: Index, held: Sequence[int]) -> F32:
         """The same of a platform's own answers to the calibration probes, each setting beside a library without it."""
         at = self.calibrate_on
         return np.stack([self.features(self.own(platform, s, at), at, who, [s])[0] for s in held])
@@ -107,7 +106,7 @@ class Scorer(ABC):
         at = np.asarray([self._index[p] for p in seen.probes])
         return self.views(self.observed(seen, at), at)
 
-    def views(self, observed: Any, at: Rows, of: Rows | None = None) -> F32:
+    def views(self, observed: Any, at: Index, of: Index | None = None) -> F32:
         """The same of what `observed` or `own` gave; `of`: of these platforms alone."""
         c, s = self.present.shape
         of = np.arange(c) if of is None else of
