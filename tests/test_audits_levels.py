@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -16,14 +18,21 @@ import audit_world as world
 from conftest import Tree, free_port
 from hspi import zoo
 from hspi.audits import folder as folders
+from hspi.audits.discovery import Capabilities, Form
 from hspi.audits.levels.agreement import NEAR_TIE, RoundedScorer, Symbols, TextScorer, near_ties
-from hspi.audits.levels.residual import FEWEST, said_of
+from hspi.audits.levels.level import Offer
+from hspi.audits.levels.residual import FEWEST, REFERENCE, Residual, said_of
 from hspi.cli import main
 from hspi.detectors.number_format import Formats
+from hspi.errors import DataError
+from hspi.evidence.aligned import Aligned
 from hspi.evidence.observation import Observation
 from hspi.platforms.catalogue import get
 from hspi.signatures.top_k import top_k
 from lessening import Lessening
+
+if TYPE_CHECKING:
+    from hspi.audits.plan import Plan
 
 EVERY = np.ones(world.SIZE, bool)
 TEXTS = [world.text_of([i]) for i in range(world.VOCABULARY)]
@@ -99,6 +108,21 @@ def test_a_format_is_contradicted_only_by_a_coarser_one_that_every_part_shows(
     told: Formats, claimed: str | None, platform: str | None, outcome: str
 ) -> None:
     assert said_of(told, claimed, platform)[0] == outcome
+
+
+def test_a_reference_that_foretells_nothing_is_refused_and_accuses_nobody(tmp_path: Path) -> None:
+    level = Residual(Offer(Capabilities(Form("completions", True, True, 20), top_k=20), world.material("http://h")), "")
+    plan = cast("Plan", SimpleNamespace(probes=[world.probe(i) for i in (0, 1)]))
+
+    def refer(probes: Any, contexts: Any) -> Aligned:
+        data = world.refer(probes, contexts)
+        return replace(data, predicted=np.full_like(data.predicted, np.nan))
+
+    with pytest.raises(DataError, match="foretells"):
+        level.prepare(plan, tmp_path, refer)
+    (tmp_path / REFERENCE).unlink()
+    level.prepare(plan, tmp_path, world.refer)
+    assert level.reference.probes == [("tokens", 0), ("tokens", 1)]
 
 
 # ---------------------------------------------------------------- real servers

@@ -15,7 +15,7 @@ import pytest
 
 import audit_world as world
 from hspi.audits import rules
-from hspi.audits.discovery import Capabilities, Form
+from hspi.audits.discovery import DISCOVERY_TOKENS, Capabilities, Form
 from hspi.audits.levels import choice
 from hspi.audits.levels.agreement import Rounded, Text
 from hspi.audits.levels.choice import LEVELS, choose
@@ -24,7 +24,7 @@ from hspi.audits.levels.level import Level, Offer
 from hspi.audits.levels.nothing import Nothing
 from hspi.audits.levels.replay import Replay
 from hspi.audits.levels.residual import Residual
-from hspi.audits.plan import SET_ASIDE, Plan
+from hspi.audits.plan import Plan
 from hspi.audits.rules import TOO_MANY, Findings
 from hspi.audits.run import Audit, rescore, start
 from hspi.client import Endpoint, Retry
@@ -202,7 +202,7 @@ def test_no_more_is_asked_than_the_level_and_the_budget_allow(level: type[Level]
     found = audits.of(situation(level), *TRUE, budget=budget)
     asked, allowed = found.verdict.requests, len(found.audit.plan.probes)
     assert found.asked == asked <= allowed <= (BUDGET if level.most is None else level.most)
-    assert asked + found.audit.plan.capabilities.tokens - SET_ASIDE <= budget
+    assert asked + found.audit.plan.capabilities.tokens - DISCOVERY_TOKENS <= budget
     assert asked > 0 or level.most == 0
 
 

@@ -67,6 +67,8 @@ class Residual(Level):
                 raise DataError(f"{path} must hold the reference of these weights, but it is missing")
             refer(plan.probes, [p.variants[context] if context else p.ids for p in plan.probes]).save(path)
         self.reference = Aligned.load(path)
+        if not np.isfinite(self.reference.predicted).all():  # what is NaN would look like a format that fits nothing
+            raise DataError(f"{path} must hold what each number format foretells, but it lacks some")
 
     def conclude(self, plan: Plan, found: Findings) -> Verdict:
         if said := unfit(found):
