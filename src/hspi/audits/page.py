@@ -15,7 +15,7 @@ from hspi.verdict import Verdict
 
 _STYLE = """
 body{max-width:52rem}h1{font-size:1.5rem}h2{margin-top:2rem}table{font-size:inherit}
-td,th{padding:.25rem .6rem;overflow-wrap:anywhere}th{color:inherit;border-color:var(--line)}
+td,th{padding:.25rem .6rem}td{overflow-wrap:anywhere}th{color:inherit;border-color:var(--line)}
 .bar{background:#4c78a8;height:.7rem;display:inline-block}.outcome{font-weight:700}
 .contradicted{color:#a8071a}.consistent,.identified{color:#135200}.inconclusive,.unknown{color:#874d00}
 """
