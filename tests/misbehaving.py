@@ -48,7 +48,6 @@ class Misbehaving:
     platform: str = "bf16"
     faults: tuple[str, ...] = ()
     rate: float = 0.3
-    spoilt: float | None = None
     seed: int = 0
     lasting: str = ""
     setting: int = 17  # a nuisance that no signature has
@@ -60,6 +59,7 @@ class Misbehaving:
     asked: Counter[str] = field(default_factory=Counter)
     probes: dict[str, int] = field(default_factory=dict)
     keys: set[str] = field(default_factory=set)
+    spoilt: float | None = None
 
     @property
     def url(self) -> str:

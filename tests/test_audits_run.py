@@ -414,7 +414,7 @@ def test_hundreds_of_faults_bring_no_crash_and_no_confident_error(tmp_path: Path
     cases = [("", seed) for seed in range(6)] + [(lasting, 0) for lasting in LASTING]
     for number, (lasting, seed) in enumerate(cases):
         for claim in ("bf16", "fp32"):
-            server = Misbehaving("bf16", MOMENTARY, 0.35, seed, lasting, switch_at=22, other="int8")
+            server = Misbehaving("bf16", MOMENTARY, 0.35, seed=seed, lasting=lasting, switch_at=22, other="int8")
             with serving(server):
                 try:
                     found = audit(server, tmp_path / f"{number}-{claim}", claim)

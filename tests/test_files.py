@@ -191,6 +191,15 @@ def test_writers_at_once_never_mix(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"] and path.read_bytes()[:1] in b"abc"
 
 
+def test_what_killed_writers_left_goes_and_nothing_else(tmp_path: Path) -> None:
+    left = [tmp_path / "a.json.0123456789abcdef.tmp", tmp_path / "below" / "b.zip.fedcba9876543210.tmp"]
+    kept = [tmp_path / "a.json", tmp_path / "mine.tmp", tmp_path / "below" / "a.0123.tmp"]
+    for path in left + kept:
+        files.write_text(path, "x")
+    files.take_away_torn(tmp_path)
+    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
+
+
 # ---------------------------------------------------------------- nothing writes around it
 
 # Journals grow; a server's log is no result.
