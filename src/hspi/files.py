@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-TORN = f"{'[0-9a-f]' * 16}.tmp"  # how a name ends while it is being written
+_TORN = f"{'[0-9a-f]' * 16}.tmp"  # how a name ends while it is being written
 ABANDONED = 24 * 3600  # seconds since the last byte, after which nobody can be writing still
 
 
@@ -50,7 +50,7 @@ def whole(path: str | Path, *, sync: bool = False) -> Iterator[Path]:
 
 
 def _take_away_abandoned(path: Path) -> None:
-    for left in path.parent.glob(f"{escape(path.name)}.{TORN}"):
+    for left in path.parent.glob(f"{escape(path.name)}.{_TORN}"):
         try:
             if time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
@@ -60,7 +60,7 @@ def _take_away_abandoned(path: Path) -> None:
 
 def take_away_torn(folder: Path) -> None:
     """What killed writers left in a folder that nobody else is writing to now."""
-    for left in folder.rglob(f"*.{TORN}"):
+    for left in folder.rglob(f"*.{_TORN}"):
         left.unlink()
 
 

@@ -13,7 +13,6 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +20,7 @@ from hspi.audits.material import Material, Probe, Settings
 from hspi.client import LOCKED_OUT, Endpoint, Invalid, Question, Refused, Reply, parse
 from hspi.detectors.detector import Detector
 from hspi.errors import ConfigError, DataError
-from hspi.files import TORN, digest, read_json, take_away_torn, to_json, whole, write_json, write_text
+from hspi.files import digest, read_json, take_away_torn, to_json, whole, write_json, write_text
 
 JOURNAL = "answers.journal"
 ANSWERS = "answers.jsonl"
@@ -129,7 +128,7 @@ def open_folder(folder: Path, material: Callable[[], Material], settings: Settin
         found = read_settings(folder)
         if found != settings:
             raise ConfigError(f"{folder} must hold no other audit, but it holds one of {found.served!r}: name another")
-    elif folder.exists() and any(not fnmatch(f.name, f"*.{TORN}") for f in folder.iterdir()):
+    elif folder.exists() and any(not f.name.endswith(".tmp") for f in folder.iterdir()):
         raise ConfigError(f"{folder} must be empty or hold this audit, but it does not")
     take_away_torn(folder)  # a folder ends the same whether a kill came between or not
     if (folder / READY).exists():
