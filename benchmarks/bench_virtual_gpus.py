@@ -187,7 +187,7 @@ def inseparable() -> list[dict[str, Any]]:
     for p in VIRTUAL:
         if p.id.endswith("-k1"):
             kind = p.id.split("-")[-2]
-            rows.setdefault((kind, arithmetic_class(p)), []).append(p.hardware.removeprefix("virtual "))
+            rows.setdefault((kind, arithmetic_class(p)), []).append(p.device.removeprefix("virtual "))
     return [{"dtype": d, "class": c, "gpus": g} for (d, c), g in rows.items()]
 
 

@@ -72,7 +72,7 @@ def judged(world: World, truth: int, answers: Answers, detector: Detector) -> tu
 
 def joined(world: World, trained: Detector, library: dict[tuple[int, str], Answers]) -> Detector:
     """The detector with the virtual GPUs for its library."""
-    gpus = [p.hardware.removeprefix("virtual ") for p in world.classes.values()]
+    gpus = [p.device.removeprefix("virtual ") for p in world.classes.values()]
     platforms = [virtual(gpus[c], world.dtype, n) for c, n in library]
     logprobs, rank = (np.stack([getattr(x, name) for x in library.values()]) for name in ("logprobs", "rank"))
     raw = np.nan_to_num(np.take_along_axis(logprobs, np.argsort(rank, axis=2, kind="stable"), axis=2), nan=-99.0)

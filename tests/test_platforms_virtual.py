@@ -35,7 +35,7 @@ def answers(model, platform):
 
 def test_the_catalogue_holds_ten_gpus_of_nine_generations_and_eight_plans():
     assert len(GPUS) >= 10 and len(set(GPUS.values())) == 9 and len(PLANS) >= 8
-    assert {p.hardware.removeprefix("virtual ") for p in VIRTUAL} == set(GPUS)
+    assert {p.device.removeprefix("virtual ") for p in VIRTUAL} == set(GPUS)
     assert all(CATALOGUE[p.id] is p and p.provenance == "emulated" for p in VIRTUAL)
     families = {family(p) for p in VIRTUAL}
     assert len(VIRTUAL) == len(families) * len(PLANS)

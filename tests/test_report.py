@@ -90,7 +90,7 @@ def made_up_features(folder: Path, ids: list[str]) -> None:
     logprobs = reference + residual + 0.05 * scale[:, None, None, None] * rng.standard_normal((c, s, p, slots))
     rank = np.full((c, s, p, slots), 255, np.uint8)
     rank[..., :k] = np.arange(k)
-    known = [catalogue.CATALOGUE.get(i) or Platform(i, "vllm", hardware="cuda", dtype="bf16") for i in ids]
+    known = [catalogue.CATALOGUE.get(i) or Platform(i, "vllm", device="cuda", dtype="bf16") for i in ids]
     place = np.broadcast_to(np.arange(slots, dtype=np.int32), (p, slots)).copy()
     values = logprobs.astype(np.float32)
     names = [("text", i) for i in range(p)]

@@ -28,7 +28,7 @@ platforms: [torch-fp32]
 
 def make(folder: Path, platform: str = "h100-bf16", nuisance: str = "b1", value: float = -1.0) -> Path:
     header = Header(
-        Platform(platform, "vllm", hardware="h100"), "llama", "w", "text", "p", Nuisance(nuisance), positions=1, top_k=2
+        Platform(platform, "vllm", device="h100"), "llama", "w", "text", "p", Nuisance(nuisance), positions=1, top_k=2
     )
     path = signature_path(folder, platform, "llama", "text", nuisance)
     with Journal(path, header) as journal:

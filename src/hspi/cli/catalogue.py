@@ -34,7 +34,7 @@ def platforms_list(as_json: bool) -> None:
         data = any(STORE.glob(f"{platform.id}/*/*.parquet"))
         state = {"runnable": can.runnable, "why_not": can.why_not, "data": data}
         rows.append({**platform.to_dict(), **state})
-    columns = ["id", "provenance", "engine", "hardware", "dtype", "quantization", "attention"]
+    columns = ["id", "provenance", "engine", "device", "dtype", "quantization", "attention"]
     show(rows if as_json else _by_family(rows), [*columns, "runnable", "data", "why_not"], as_json)
 
 

@@ -168,7 +168,7 @@ LLAMA_CPP = (
 
 
 def _cuda(id: str, dtype: str, **values: Any) -> Platform:
-    return _torch(id, hardware="cuda", dtype=dtype, **values)
+    return _torch(id, device="cuda", dtype=dtype, **values)
 
 
 def _kernels(dtype: str) -> tuple[Platform, ...]:
@@ -197,9 +197,9 @@ CUDA = (
     *_kernels("fp16"),
     _cuda("cuda-bf16-deterministic", "bf16", env=DETERMINISTIC, options={"deterministic": True}),
     _cuda("cuda-bf16-cublaslt", "bf16", options={"blas": "cublaslt"}),
-    _torchao("cuda-int8wo", "int8-weights", quantizer="torchao-int8wo", hardware="cuda", dtype="bf16"),
-    _torchao("cuda-int8dyn", "int8", quantizer="torchao-int8dyn", hardware="cuda", dtype="bf16"),
-    _torchao("cuda-fp8", "fp8", quantizer="torchao-fp8dyn", hardware="cuda", dtype="bf16"),
+    _torchao("cuda-int8wo", "int8-weights", quantizer="torchao-int8wo", device="cuda", dtype="bf16"),
+    _torchao("cuda-int8dyn", "int8", quantizer="torchao-int8dyn", device="cuda", dtype="bf16"),
+    _torchao("cuda-fp8", "fp8", quantizer="torchao-fp8dyn", device="cuda", dtype="bf16"),
 )
 
 CATALOGUE: dict[str, Platform] = {

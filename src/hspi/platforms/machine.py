@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hspi.errors import MissingExtra, PlatformError
 from hspi.files import version
+from hspi.platforms.hardware import Hardware, hardware_of
 from hspi.platforms.record import Availability, Platform
 from hspi.platforms.servers import environments
 
@@ -93,7 +94,7 @@ def availability(
 
     flags, package, gpu, environment: stand in for this machine's own, to ask about another one.
     """
-    if platform.hardware == "cuda" and not gpu():
+    if platform.device == "cuda" and not gpu():
         return Availability(False, "needs an NVIDIA GPU; none found")
     flags = cpu_flags() if flags is None else flags
     if lacking := [f for f in platform.needs_cpu if f not in flags]:
@@ -102,7 +103,7 @@ def availability(
         return Availability(False, str(MissingExtra(missing[0], platform.extra)))
     if not environment(platform.engine):
         return Availability(False, environments.why_not(platform.engine))
-    if platform.compile and platform.hardware == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+    if platform.compile and platform.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         return Availability(False, "needs a C++ compiler (g++, or the one named by CXX); none found")
     return Availability(True)
 
@@ -125,6 +126,21 @@ def apply_env(platform: Platform) -> None:
             del os.environ[name]
         else:
             os.environ[name] = value
+
+
+def hardware_here(platform: Platform) -> Hardware:
+    """The hardware that answers where this machine runs the platform. Imports no engine."""
+    gpu = {"gpu": nvidia_gpu()} if platform.device == "cuda" else {}
+    return hardware_of(platform, {**platform_facts(platform), **gpu})
+
+
+def nvidia_gpu() -> str:
+    """What the driver calls the first NVIDIA GPU. Raises PlatformError where there is none."""
+    for about in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in about.read_text().splitlines():
+            if line.startswith("Model:"):
+                return line.partition(":")[2].strip()
+    raise PlatformError("an NVIDIA GPU must be there to be named, but the driver shows none")
 
 
 def platform_facts(platform: Platform) -> dict[str, str]:

@@ -29,7 +29,7 @@ class PyTorchAdapter(BatchAdapter):
         import torch
 
         self._torch, self._platform, self._threads = torch, platform, threads
-        self._device = platform.hardware if platform.hardware == "cuda" else "cpu"
+        self._device = platform.device if platform.device == "cuda" else "cpu"
         model = load_model(model_path, platform.dtype, platform.attention)
         self.vocab_size = int(model.config.vocab_size)
         if quantizer := platform.options.get("quantizer"):

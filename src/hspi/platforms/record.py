@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,12 +24,17 @@ class Platform:
     `provenance` says what the arithmetic ran on: `real` hardware as it is; `capped`, a real CPU held to a lower ISA
     by its library's own switch; or `emulated` in software. `env` is set before the engine is imported, so each
     platform lives in a process of its own. `options` are read by the engine's adapter alone.
+
+    `device` is what the engine wants (`cpu`, `cuda`, `virtual A100`; of a server elsewhere what its owner says).
+    `hardware` is the id of the machine that answered (`platforms/hardware.py`): empty in the catalogue, and set by
+    `on`, which makes the id a full one, `<hardware>/<software>`.
     """
 
     id: str
     engine: str
     provenance: Provenance = "real"
-    hardware: str = "cpu"
+    device: str = "cpu"
+    hardware: str = ""
     isa_cap: str = "none"
     dtype: str = "fp32"
     quantization: str = "none"
@@ -53,6 +58,15 @@ class Platform:
         """What rounds the answers: the quantization where there is one, else the dtype."""
         return self.dtype if self.quantization == "none" else self.quantization
 
+    @property
+    def software(self) -> str:
+        """The id without its hardware: `torch-bf16` of `amd-zen3/torch-bf16`."""
+        return self.id.rpartition("/")[2]
+
+    def on(self, hardware: str) -> Platform:
+        """The same software on that hardware, with its full id."""
+        return replace(self, id=f"{hardware}/{self.software}", hardware=hardware)
+
     def computes_as(self, other: Platform) -> bool:
         """Whether both records describe the same arithmetic: notes and requirements do not count."""
         return self._arithmetic() == other._arithmetic()
@@ -67,6 +81,8 @@ class Platform:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Platform:
         known = {f.name for f in fields(cls)}
+        if "device" not in data and "hardware" in data:  # as it was called before a platform named its machine
+            data = {**data, "device": data["hardware"], "hardware": ""}
         values: dict[str, Any] = {
             k: tuple(v) if k in {"needs_cpu", "needs_packages"} else v for k, v in data.items() if k in known
         }

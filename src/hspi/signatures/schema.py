@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hspi.errors import ConfigError, DataError
+from hspi.platforms.hardware import Hardware, hardware_of
 from hspi.platforms.record import Nuisance, Platform
 
 SCHEMA_VERSION = 1
@@ -37,6 +38,16 @@ class Header:
     facts: dict[str, str] = field(default_factory=dict)
     created: str = ""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def hardware(self) -> Hardware:
+        """Which machine answered, by its own facts."""
+        return hardware_of(self.platform, self.facts)
+
+    @property
+    def placed(self) -> Platform:
+        """The platform on its hardware: what a full id, `<hardware>/<software>`, names."""
+        return self.platform.on(self.hardware.id)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

@@ -21,14 +21,16 @@ if TYPE_CHECKING:
 STORE = Path("data/signatures")  # of a checkout
 
 
-def signature_path(root: str | Path, platform: str, model: str, probe_set: str, nuisance: str) -> Path:
+def signature_path(
+    root: str | Path, hardware: str, software: str, model: str, probe_set: str, nuisance: str
+) -> Path:
     """Where a signature stands in a store. Names are for people; programs read the header."""
-    return Path(root) / platform / Path(model).name / f"{probe_set}.{nuisance}.parquet"
+    return Path(root) / hardware / software / Path(model).name / f"{probe_set}.{nuisance}.parquet"
 
 
 def iter_store(root: str | Path) -> Iterator[Path]:
     """Every finished signature below a folder, in a stable order."""
-    return iter(sorted(Path(root).glob("*/*/*.parquet")))
+    return iter(sorted(Path(root).glob("*/*/*/*.parquet")))
 
 
 def in_use(root: str | Path, named: Sequence[str]) -> set[str]:

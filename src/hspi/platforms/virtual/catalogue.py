@@ -35,7 +35,7 @@ def virtual(gpu: str, dtype: str, plan: str) -> Platform:
         id=f"vgpu-{gpu.lower()}-{dtype}-{plan}",
         engine=ENGINE,
         provenance="emulated",
-        hardware=f"virtual {gpu}",
+        device=f"virtual {gpu}",
         dtype="bf16" if is_fp8 else dtype,
         quantization="fp8" if is_fp8 else "none",
         attention="eager",

@@ -72,7 +72,7 @@ class VirtualGpuAdapter(BatchAdapter):
         self.unrounded: Any = None  # what lm_head's last product was before the storage type rounded it
 
     def facts(self) -> dict[str, str]:
-        return {"device": self._platform.hardware, "architecture_emulated": self.architecture, "silicon": "unverified"}
+        return {"device": self._platform.device, "architecture_emulated": self.architecture, "silicon": "unverified"}
 
     def _logits(self, ids: npt.NDArray[np.int64], keep: int) -> Logits:
         import torch
