@@ -35,15 +35,30 @@ class Ticker:
     def __init__(self, kind: str, total: int, label: str) -> None:
         self.kind, self.total, self.label = kind, total, label
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Ticker:
         if self.kind == "bar":
             from tqdm import tqdm
 
             self.bar = tqdm(total=self.total, desc=self.label, unit="probe", smoothing=0.05, mininterval=0.5)
-            return self.bar.update
-        if self.kind == "json":
-            return lambda n: print(json.dumps({"probes": n}), flush=True) if n else None
-        return lambda n: None
+        return self
+
+    def tick(self, n: int) -> None:
+        """So many probes more are done."""
+        self._tell("probes", n)
+
+    def expect(self, n: int) -> None:
+        """So many probes more are to come than the total said."""
+        if self.kind == "bar":
+            self.bar.total += n
+            self.bar.refresh()
+        else:
+            self._tell("expect", n)
+
+    def _tell(self, what: str, n: int) -> None:
+        if self.kind == "bar":
+            self.bar.update(n)
+        elif self.kind == "json" and n:
+            print(json.dumps({what: n}), flush=True)
 
     def __exit__(self, *exc: object) -> None:
         if self.kind == "bar":

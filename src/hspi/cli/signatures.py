@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 @click.option("--model", "models", multiple=True, help="Zoo id, path or hub id; repeatable. Default: params.yaml.")
 @click.option("--probes", "sets", multiple=True, help="words, text or tokens; repeatable. Default: params.yaml.")
 @click.option("--out", type=click.Path(path_type=Path), default=store.STORE, show_default=True)
-@click.option("--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True, help="Instead of params.yaml's.")
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    type=click.IntRange(1),
+    multiple=True,
+    help="One setting for each, instead of the batch classes.",
+)
 @click.option("--jobs", type=click.IntRange(1), help="Processes that share the models. Default: params.yaml.")
 @click.option("--progress", type=click.Choice(["bar", "json", "none"]), default="bar", show_default=True)
 @click.option("--base-url", help="Ask a server that runs already, up to /v1, and label it as the platform.")
@@ -55,21 +61,23 @@ def collect(
     """
     from hspi import params
     from hspi.platforms import catalogue, machine
-    from hspi.platforms.record import Nuisance
+    from hspi.signatures import batch_classes
     from hspi.signatures import collect as collecting
 
     p = params.load(params_file)
-    probes = sum(p.probes.spec(name).size for name in sets or p.probes.sets) * len(batch_sizes or p.nuisances)
+    specs = [p.probes.spec(name) for name in sets or p.probes.sets]
+    probes = sum(spec.size for spec in specs) * max(len(batch_sizes), 1)
     if base_url:
-        specs = [p.probes.spec(name) for name in sets or p.probes.sets]
-        nuisances = [Nuisance(f"b{b}", b) for b in batch_sizes] or p.nuisances
+        settings = [batch_classes.setting(b) for b in batch_sizes]
         chosen = list(models or p.models)
         platform = _labelled(platform_id, record)
         if len(chosen) != 1:
             raise click.UsageError("--base-url serves one model: name it with --model")
         with Ticker(progress, probes, platform_id) as tick:
             name = served_name or chosen[0]
-            collecting.collect_running(platform, base_url, name, chosen[0], specs, nuisances, out, tick)
+            collecting.collect_running(
+                platform, base_url, name, chosen[0], specs, settings, out, tick.tick, tick.expect
+            )
         return
     if served_name or record:
         raise click.UsageError("--served-name and --record need --base-url")
@@ -78,7 +86,10 @@ def collect(
         click.echo(f"{platform_id} skipped: {collecting.note_skipped(platform_id, out)}")
         return
     with Ticker(progress, probes * len(models or p.models), platform_id) as tick:
-        collecting.collect(platform_id, models, sets, batch_sizes, out=out, params=params_file, jobs=jobs, tick=tick)
+        collecting.collect(
+            platform_id, models, sets, batch_sizes, out=out, params=params_file, jobs=jobs,
+            tick=tick.tick, expect=tick.expect,
+        )  # fmt: skip
 
 
 def _labelled(platform_id: str, record: str | None) -> Platform:

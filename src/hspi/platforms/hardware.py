@@ -19,7 +19,7 @@ Kind = Literal["cpu", "gpu", "virtual-gpu", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """id: `amd-zen3`, `nvidia-h100-pcie`, `virtual-h100`; features: CPU flags of interest, or what a GPU says of itself;
+    """id: `amd-zen3`, `nvidia-h100-pcie`, `virtual-h100`; features: CPU flags, or what a GPU says of itself;
     provenance: one sentence, what the id rests on.
     """
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from hspi.errors import ConfigError, DataError
 from hspi.platforms.hardware import Hardware, hardware_of
 from hspi.platforms.record import Nuisance, Platform
+from hspi.signatures.batch_classes import BatchClasses
 
 SCHEMA_VERSION = 1
 KEY = b"hspi"
@@ -25,7 +26,9 @@ KEY = b"hspi"
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Provenance of a signature, inside the file. `facts`: versions and hardware, as the machine itself reports."""
+    """Provenance of a signature, inside the file. `facts`: versions and hardware, as the machine itself reports;
+    `batch_classes`: what was found of this platform on this model, None where nobody looked.
+    """
 
     platform: Platform
     model: str
@@ -38,6 +41,7 @@ class Header:
     facts: dict[str, str] = field(default_factory=dict)
     created: str = ""
     schema_version: int = SCHEMA_VERSION
+    batch_classes: BatchClasses | None = None
 
     @property
     def hardware(self) -> Hardware:
@@ -61,6 +65,8 @@ class Header:
                 raise DataError(f"schema_version must be {SCHEMA_VERSION}, but got {data.get('schema_version')!r}")
             data["platform"] = Platform.from_dict(data["platform"])
             data["nuisance"] = Nuisance(**data["nuisance"])
+            if found := data.get("batch_classes"):
+                data["batch_classes"] = BatchClasses.from_dict(found)
             header = cls(**data)
             if header.positions < 1 or header.top_k < 1:
                 raise DataError(f"`positions >= 1` and `top_k >= 1` must hold, but got {header}")

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 STORE = Path("data/signatures")  # of a checkout
 
 
-def signature_path(
-    root: str | Path, hardware: str, software: str, model: str, probe_set: str, nuisance: str
-) -> Path:
+def signature_path(root: str | Path, hardware: str, software: str, model: str, probe_set: str, nuisance: str) -> Path:
     """Where a signature stands in a store. Names are for people; programs read the header."""
     return Path(root) / hardware / software / Path(model).name / f"{probe_set}.{nuisance}.parquet"
 
