@@ -9,13 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hspi import zoo
 from hspi.errors import DataError
 from hspi.evidence import library as libraries
 from hspi.files import read_json, whole, write_bytes
 from hspi.params import Params
 from hspi.reference.store import references
-from hspi.signatures.store import STORE, in_use, signatures_of
+from hspi.signatures.store import STORE, in_use
 
 Step = Callable[[str], object]
 
@@ -131,10 +130,7 @@ def evaluate(p: Params, step: Step) -> dict[str, float]:
 
     loaded = libraries.features(FEATURES)
 
-    def signatures(model: str) -> Any:
-        return signatures_of(STORE, model, zoo.resolve(model).weights_hash)
-
-    metrics, tables = protocol.evaluate(loaded, signatures, best_parameters(), p.evaluation.seed, step)
+    metrics, tables = protocol.evaluate(loaded, best_parameters(), p.evaluation.seed, step)
     protocol.write(metrics, tables, METRICS, TABLES)
     for name in ("accuracy_by_tokens", "reliability", "pair_accuracy", "confusion"):
         write_bytes(PLOTS / f"{name}.csv", (TABLES / f"{name}.csv").read_bytes())

@@ -26,10 +26,13 @@ class Verdict:
     family of virtual GPUs together by the family. `answer` is such a name or "unknown", `members` its platforms,
     `nearest` the platform in it that scored best and `plan` a virtual GPU's kernel plan there ("" for others).
 
-    set_at: classes that are not excluded at level alpha. claim_p_value: of an audit the least level at which the claim
-    is excluded (1 / the highest E), at any time of stopping; of a file the conformal p-value. posterior: the
-    detector's, over all answers together. log10_e: the highest evidence against each class; formats: of the levels
-    that see a number format alone, the lowest posterior of each over blocks of answers.
+    batch_class: of `nearest`, the one that answers alike, with its batch sizes. tested: the platforms that were tested
+    of those that the claim may mean; none where no candidate is what is claimed.
+
+    set_at: classes that are not excluded at level alpha; p_values: of a file, by class. claim_p_value: of an audit the
+    least level at which the claim is excluded (1 / the highest E), at any time of stopping; of a file the conformal
+    p-value. posterior: the detector's, over all answers together. log10_e: the highest evidence against each class;
+    formats: of the levels that see a number format alone, the lowest posterior of each over blocks of answers.
     """
 
     outcome: str
@@ -38,15 +41,18 @@ class Verdict:
     members: list[str] = field(default_factory=list)
     posterior: dict[str, float] = field(default_factory=dict)
     set_at: list[str] = field(default_factory=list)
+    p_values: dict[str, float] = field(default_factory=dict)
     alpha: float
     claim: str | None = None
     claim_p_value: float | None = None
+    tested: list[str] = field(default_factory=list)
     level: str
     probes: int
     top_k: int
     model: str
     nearest: str = ""
     plan: str = ""
+    batch_class: str = ""
     log10_e: dict[str, float] = field(default_factory=dict)
     failed_factors: dict[str, list[str]] = field(default_factory=dict)
     not_told_apart: list[list[str]] = field(default_factory=list)
@@ -74,13 +80,17 @@ class Verdict:
         """For people."""
         out = [f"verdict       {self.outcome}: {self.why}"] if self.why else []
         if self.posterior or self.set_at:
-            out.append(f"answer        {self.answer}  ({self.outcome})" + (f", plan {self.plan}" if self.plan else ""))
+            parts = {"plan": self.plan, "batch class": self.batch_class}
+            more = [f"{name} {value}" for name, value in parts.items() if value]
+            out.append(", ".join([f"answer        {self.answer}  ({self.outcome})", *more]))
         if len(self.members) > 1:
             out.append(f"one class     {', '.join(self.members)}: these probes cannot tell them apart")
         if self.posterior:
             out.append("posterior     " + _highest(self.posterior, 4))
         if self.set_at:
             out.append(f"set at {1 - self.alpha:<6g} " + ", ".join(self.set_at))
+        if self.claim is not None and len(self.tested) != 1:
+            out.append(f"tested        {', '.join(self.tested) or 'no candidate is what is claimed'}")
         if self.claim_p_value is not None:
             out.append(f"claim         {self.claim}: p = {self.claim_p_value:.4g} (alpha {self.alpha:g})")
         out.append(f"evidence      {self.level}, model {self.model}, {self.probes} tokens × top-{self.top_k}")

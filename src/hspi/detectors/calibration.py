@@ -13,6 +13,7 @@ import numpy.typing as npt
 from hspi.errors import DataError
 
 Floats = npt.NDArray[np.floating]
+OwnScores = dict[str, dict[str, dict[str, list[float]]]]  # candidate → sample size → setting → sorted scores
 
 # log-odds of 0.95. Trees saturate, and right candidates then differ in their last digits alone: nobody may be accused
 # over those. Conformal p-values stay valid under any fixed monotone map of the score.
@@ -23,14 +24,15 @@ AGREES = float(np.log(0.95 / 0.05))
 class Calibration:
     """true_scores: for each sample size, the sorted scores of right candidates on calibration samples (split
     conformal: Vovk et al., *Algorithmic Learning in a Random World*, 2005). temperature divides the log-odds;
-    unknown_logit is the log-odds that "none of these" competes with. own_scores: the same by candidate
-    ("model/class"), since one that differs from itself from batch to batch must be allowed to.
+    unknown_logit is the log-odds that "none of these" competes with. own_scores: the same by candidate ("model/class")
+    and by what it answered under ("platform setting"), since one that differs from itself from batch to batch must be
+    allowed to.
     """
 
     true_scores: dict[str, list[float]] = field(default_factory=dict)
     temperature: float = 1.0
     unknown_logit: float = 0.0
-    own_scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    own_scores: OwnScores = field(default_factory=dict)
 
     def p_value(
         self, score: float | Floats, probes: int, top_k: int, candidates: Sequence[str] | None = None
@@ -40,17 +42,16 @@ class Calibration:
         score (…, K): log-odds of K candidates, from `probes` probes with `top_k` tokens each. Returns the same shape.
         Raises DataError where nothing was calibrated.
 
-        candidates: names ("model/class") of the last axis of `score`. The p-value is then the larger of that among
-        all right candidates and that among this candidate's own scores (Mondrian conformal, op. cit. section 4.5):
-        a claim falls only if the observation is odd for its own platform.
+        candidates: names ("model/class") of the last axis of `score`. The p-value is then that among this candidate's
+        own scores (Mondrian conformal, op. cit. section 4.5), the largest over the settings that it was seen under: a
+        claim falls only if the observation is odd for its own platform in each of its batch classes.
         """
         size = self.size(probes, top_k)
         score = np.asarray(score, float)
         p = _rank(self.true_scores[size], score)
         for i, name in enumerate(candidates or ()):
-            own = self.own_scores.get(name, {}).get(size)
-            if own:
-                p[..., i] = np.maximum(p[..., i], _rank(own, score[..., i]))
+            if own := [some for some in self.own_scores.get(name, {}).get(size, {}).values() if some]:
+                p[..., i] = np.max([_rank(some, score[..., i]) for some in own], axis=0)
         return p
 
     def size(self, probes: int, top_k: int) -> str:
@@ -78,8 +79,11 @@ class Calibration:
     def read(cls, path: Path) -> Calibration:
         """From a file with the text of `to_json`. Raises DataError if it is not that."""
         try:
-            return cls(**json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            data = json.loads(path.read_text("utf-8"))
+            for by_size in data["own_scores"].values():  # without settings, as they were written once
+                by_size |= {size: {"": some} for size, some in by_size.items() if isinstance(some, list)}
+            return cls(**data)
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise DataError(f"{path} must be a saved calibration, but: {error}") from error
 
 

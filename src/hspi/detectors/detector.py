@@ -11,20 +11,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from hspi.detectors.calibration import Calibration, Floats
+from hspi.detectors.calibration import AGREES, Calibration, Floats
 from hspi.detectors.estimators import Boosted
-from hspi.detectors.number_format import NumberFormat
+from hspi.detectors.grounds import Grounds, against_format
+from hspi.detectors.number_format import BLOCKS, Formats, NumberFormat
 from hspi.detectors.training import OWN_SAMPLES
-from hspi.detectors.verifier import Comparisons, class_scores, own_distances, self_scores, verifier_rows
-from hspi.detectors.virtual_families import Families
+from hspi.detectors.verifier import (
+    Comparisons,
+    class_scores,
+    log_odds,
+    own_distances,
+    self_rows,
+    self_scores,
+    verifier_rows,
+)
+from hspi.detectors.virtual_families import Claimed, Families
 from hspi.errors import DataError, UnknownName
 from hspi.evidence import library as libraries
 from hspi.evidence.aligned import Aligned, place
 from hspi.evidence.library import Library
 from hspi.evidence.observation import Observation
-from hspi.evidence.replay import F32, pair_features, pair_statistics
+from hspi.evidence.replay import F32, LOG_DISTANCE, nearest_setting, pair_features, pair_statistics
 from hspi.files import write_text
+from hspi.platforms.claim import Claim
 from hspi.splits import draw
 from hspi.verdict import UNKNOWN, Verdict
 
@@ -72,43 +83,94 @@ class Detector:
 
     # ------------------------------------------------------------ judging
 
-    def judge(self, seen: Observation, *, alpha: float = 0.01, claim: str | None = None) -> Verdict:
+    def judge(self, seen: Observation, *, alpha: float = 0.01, claim: Claim | None = None) -> Verdict:
         """The verdict on one observation at the replay level.
 
         Raises UnknownName for a model without a library, DataError for answers to other probes or of other weights,
-        and for a claim that is no candidate.
+        and for a claim of software that neither a candidate nor the catalogue is.
         """
-        told, classes = self.told(seen.model), self.library(seen.model).classes
-        scores = told.best(class_scores(self.scores(seen)[None], classes))
+        told, library = self.told(seen.model), self.library(seen.model)
+        beside = self.beside(seen)
+        scores = told.best(class_scores(beside.scores[None], library.classes))
         probes, top_k = len(seen.probes), seen.ids.shape[1]
         self._calibrate_joined(seen.model, probes, top_k)
         found = decide(
-            scores.score[0],
-            told,
-            self.calibration,
-            probes=probes,
-            top_k=top_k,
-            model=seen.model,
-            alpha=alpha,
-            claim=claim,
+            scores.score[0], told, self.calibration, probes=probes, top_k=top_k, model=seen.model, alpha=alpha
         )
-        if found.answer == UNKNOWN:
-            return found
-        best = int(scores.best[0, told.names.index(found.answer)])
-        return replace(found, nearest=classes.name(best), plan=told.plans[best])
+        best = None if found.answer == UNKNOWN else int(scores.best[0, told.names.index(found.answer)])
+        if best is not None:
+            name = library.classes.name(best)
+            found = replace(
+                found, nearest=name, plan=told.plans[best], batch_class=self.batch_class(seen.model, name, beside)
+            )
+        return found if claim is None else self._of_claim(found, seen, beside, claim)
 
-    def scores(self, seen: Observation) -> F32:
-        """Natural log-odds that each platform of the library is the observed one: (C,). Raises as `judge` does."""
+    def _of_claim(self, found: Verdict, seen: Observation, beside: Beside, claim: Claim) -> Verdict:
+        """The verdict with what it says of a claim."""
+        told, library = self.told(seen.model), self.library(seen.model)
+        claimed = told.claimed(claim, library.data.platforms)
+        p = max((found.p_values[told.names[c]] for c in claimed.classes), default=None)
+        excluded = p is not None and p <= found.alpha
+        ground = self.against(seen, claimed, beside) if excluded or p is None else ""
+        outcome, why = "inconclusive", ""
+        if p is None and not ground:
+            why = f"no candidate is {claim}, so the claim itself was not tested"
+        elif ground:
+            outcome, why = "contradicted", f"{claim} is excluded: {ground}" if p is not None else ground
+        elif excluded:
+            why = f"no signature of {claim} fits, {NO_GROUND}"
+        elif found.answer in [told.names[c] for c in claimed.classes]:
+            outcome = "consistent"
+        lost = outcome == "contradicted"
+        return replace(
+            found,
+            outcome=outcome,
+            why=why,
+            claim=str(claim),
+            claim_p_value=p,
+            tested=[library.data.platforms[i].id for i in claimed.platforms],
+            failed_factors=told.factors(claimed, found.members, library.data.platforms) if lost else {},
+        )
+
+    def against(self, seen: Observation, claimed: Claimed, beside: Beside | None = None) -> str:
+        """What speaks against an excluded claim besides (`grounds`), or nothing. Raises as `judge` does."""
+        beside = beside or self.beside(seen)
+        ground = self.grounds(seen.model).against(claimed.platforms, claimed.hardware, beside.fits)
+        return ground or against_format(self.told_format(seen), claimed.format)
+
+    def told_format(self, seen: Observation) -> Formats | None:
+        """What the residuals say of the number format; None where too few answers came, or nothing is foretold."""
+        data = self.library(seen.model).data
+        if len(seen.probes) < FEWEST or not np.isfinite(data.predicted).all():
+            return None
+        return self.number_format.tell(data, seen)
+
+    def beside(self, seen: Observation) -> Beside:
+        """An observation beside every platform of its model's library. Raises as `judge` does."""
         data, k = self.library(seen.model).data, seen.ids.shape[1]
         at = _rows(data, seen)
         logprobs, rank = place(data.slots[at], seen.ids, seen.logprobs)
         c, s = data.present.shape
         shape = (c * s, len(at), data.slots.shape[1])
         theirs = data.logprobs[:, :, at].reshape(shape), data.rank[:, :, at].reshape(shape)
-        found = pair_statistics(logprobs, rank, *theirs, data.reference[at], k)
-        pairs = pair_features(found.mean(axis=1).reshape(c, s, -1), k)
-        rows = verifier_rows(pairs, data.present, self._own_of(seen.model, k), len(at), k)
-        return self.verifier.margin(rows).astype(np.float32)
+        found = pair_statistics(logprobs, rank, *theirs, data.reference[at], k).reshape(c, s, len(at), -1)
+        pairs = pair_features(nearest_setting(found, data.present).mean(axis=1), k)
+        rows = verifier_rows(pairs, self._own_of(seen.model, k), len(at), k)
+        scores = log_odds(self.verifier, rows)
+        fits = self.grounds(seen.model).fits(pairs, scores >= AGREES)
+        return Beside(pairs, scores, fits, found[..., LOG_DISTANCE].mean(axis=2))
+
+    def batch_class(self, model: str, platform: str, beside: Beside) -> str:
+        """The batch class of a platform that is nearest to an observation, as "b3 (3-15)"."""
+        data = self.library(model).data
+        i = data.platform_ids().index(platform)
+        distance = np.where(data.present[i], beside.distance[i], np.inf)
+        name, sizes = list(data.settings[i].items())[int(np.argmin(distance))]
+        return f"{name} ({sizes})" if sizes else name
+
+    def grounds(self, model: str) -> Grounds:
+        """The rule of contradiction on one model's library. Raises UnknownName for a model without one."""
+        return Grounds.of(self.library(model).data, self.told(model).label)
 
     def formats(self, seen: Observation) -> dict[str, float]:
         """Posterior of the number format from residuals alone: {format: probability}. Raises as `judge` does."""
@@ -126,17 +188,17 @@ class Detector:
             own = self.calibration.own_scores.setdefault(f"{model}/{name}", {})
             if size in own:
                 continue
-            found: list[float] = []
+            found: dict[str, list[float]] = {}
             for platform in members:
                 pairs = Comparisons.of(data.only([ids.index(platform)]), top_k)
                 samples = draw(pool, min(n, len(pool)), OWN_SAMPLES, np.random.default_rng(0))
-                settings = list(range(len(data.nuisances)))
-                found.extend(self_scores(self.verifier, pairs, 0, settings, samples, pool).tolist())
-            own[size] = sorted(found)
+                (scores,) = self_scores(self.verifier, [self_rows(pairs, 0, pairs.data.present[0], samples, pool)])
+                found |= {f"{platform} {setting}": some for setting, some in scores.items()}
+            own[size] = found
 
     def _own_of(self, model: str, k: int) -> F32:
         if (model, k) not in self._own:
-            self._own[model, k] = own_distances(self.library(model).data, k)[0]
+            self._own[model, k] = own_distances(self.library(model).data, k)[-1]
         return self._own[model, k]
 
     # ------------------------------------------------------------ files
@@ -178,6 +240,22 @@ class Detector:
 
 
 LIBRARIES = "library"  # the folder of their arrays
+FEWEST = 8 * BLOCKS  # answers that a number format is told from
+NO_GROUND = (
+    "but nothing else fits either: another batch class of it may answer so, or a platform that is not known here"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """An observation beside C platforms. pairs (C, F): features, answer by answer beside the nearest setting; scores
+    (C,): natural log-odds of the same platform; fits (C,): `Grounds.fits`; distance (C, S): mean log10, by setting.
+    """
+
+    pairs: F32
+    scores: F32
+    fits: npt.NDArray[np.bool_]
+    distance: F32
 
 
 def _rows(data: Aligned, seen: Observation) -> list[int]:
@@ -205,45 +283,27 @@ def decide(
     top_k: int,
     model: str,
     alpha: float = 0.01,
-    claim: str | None = None,
 ) -> Verdict:
     """Verdict for one observation at the replay level: scores (F,) of what is told apart.
 
     The set at 1−α holds every class whose own p-value exceeds α (conformal, so it holds the truth with 1−α whatever
-    the detector); "unknown" stands in it when no class does. Raises DataError for a claim that is no candidate.
+    the detector); "unknown" stands in it when no class does.
     """
     post = calibration.posterior(scores)
     p = calibration.p_value(scores, probes, top_k, [f"{model}/{name}" for name in told.names])
     inside = [n for n, value in zip(told.names, p, strict=True) if value > alpha]
     best = int(np.argmax(scores))
     known = bool(inside) and int(np.argmax(post)) < told.count
-    claimed = None if claim is None else told.index(claim)
-    p_claim = None if claimed is None else float(p[claimed])
-    outcome = _outcome(told, claimed, p_claim, best if known else None, len(inside), alpha)
     return Verdict(
-        outcome=outcome,
+        outcome=("identified" if len(inside) == 1 else "inconclusive") if known else UNKNOWN,
         answer=told.names[best] if known else UNKNOWN,
         members=list(told.members[best]) if known else [],
         posterior={**dict(zip(told.names, map(float, post[:-1]), strict=True)), UNKNOWN: float(post[-1])},
         set_at=inside or [UNKNOWN],
+        p_values=dict(zip(told.names, map(float, p), strict=True)),
         alpha=alpha,
-        claim=claim,
-        claim_p_value=p_claim,
         level="replay",
         probes=probes,
         top_k=top_k,
         model=model,
     )
-
-
-def _outcome(
-    told: Families, claimed: int | None, p_value: float | None, answer: int | None, inside: int, alpha: float
-) -> str:
-    """claimed and answer: classes, if there are any; inside: how many are not excluded."""
-    if claimed is None or p_value is None:
-        if answer is None:
-            return UNKNOWN
-        return "identified" if inside == 1 else "inconclusive"
-    if p_value <= alpha:  # a virtual GPU's claim falls to another known class alone: no library holds every kernel plan
-        return "inconclusive" if told.open_ended[claimed] and answer is None else "contradicted"
-    return "consistent" if claimed == answer else "inconclusive"

@@ -120,12 +120,20 @@ class NumberFormat:
 
     def of_statistics(self, statistics: F32) -> Formats:
         """The same from statistics (n, len(EXPLAINED_STATISTICS)) of n probes, at least BLOCKS."""
-        means = np.stack([statistics[i::BLOCKS].mean(axis=0) for i in range(BLOCKS)])
-        p = self.trees.predict_proba(format_features(means))
-        ends = {f: (float(p[:, i].min()), float(p[:, i].max())) for i, f in enumerate(self.formats)}
-        mean = statistics.mean(axis=0)
-        own, foretold = (float(mean[COLUMNS.index(name)]) + 1e-30 for name in ("rr", "xx_bf16"))
-        return Formats(ends, 0.5 * float(np.log2(own / foretold)))
+        return self.of_samples(statistics[None])[0]
+
+    def of_samples(self, statistics: F32) -> list[Formats]:
+        """The same of B samples of n probes each: (B, n, len(EXPLAINED_STATISTICS))."""
+        means = np.stack([statistics[:, i::BLOCKS].mean(axis=1) for i in range(BLOCKS)], axis=1)
+        p = self.trees.predict_proba(format_features(means.reshape(-1, means.shape[-1])))
+        p = p.reshape(len(means), BLOCKS, -1)
+        low, high, mean = p.min(axis=1), p.max(axis=1), statistics.mean(axis=1).astype(np.float64)
+        size = 0.5 * np.log2((mean[:, COLUMNS.index("rr")] + 1e-30) / (mean[:, COLUMNS.index("xx_bf16")] + 1e-30))
+        ends = [
+            dict(zip(self.formats, zip(a, b, strict=True), strict=True))
+            for a, b in zip(low.tolist(), high.tolist(), strict=True)
+        ]
+        return [Formats(e, float(s)) for e, s in zip(ends, size, strict=True)]
 
     def posterior(self, reference: Aligned, seen: Observation) -> dict[str, float]:
         """{format: probability}, of sum 1, from all answers together, however few. Raises as `tell` does."""
@@ -193,7 +201,7 @@ class SampleBench:
 
     @property
     def settings(self) -> list[int]:
-        return list(range(len(self.data.nuisances)))
+        return list(range(self.data.present.shape[1]))
 
     def _sampled(self, level: str, labels: Sequence[str], settings: Sequence[int], samples: Index) -> Any:
         columns = slice(-len(DISTRIBUTION_FEATURES), None) if level == "distribution" else slice(None)

@@ -1,7 +1,7 @@
 """Optuna's search over the trees and over the evidence's own parameters, resumable and with pruning.
 
-The goal is measured on the calibration probes and a nuisance setting that the fit did not see; test probes stay
-untouched. One journal file holds both studies: killed and started again, the search goes on.
+The goal is measured on the calibration probes and on answers that the fit did not observe; test probes stay untouched.
+One journal file holds both studies: killed and started again, the search goes on.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from optuna.storages.journal import JournalFileBackend
 
 from hspi.detectors.calibration import fit_temperature, log_loss
 from hspi.detectors.estimators import Boosted
-from hspi.detectors.training import TRAINING_SIZES, Bench, fit_verifier
-from hspi.detectors.verifier import class_scores, score, tabulate
+from hspi.detectors.training import FAR, TRAINING_SIZES, Bench, fit_verifier
+from hspi.detectors.verifier import class_scores, score, spread, tabulate
 from hspi.files import write_json
 from hspi.splits import draw
 
@@ -47,20 +47,22 @@ def verifier_sizes(few: int, many: int) -> tuple[tuple[int, int, int], ...]:
 
 
 def _verifier_goal(benches: Sequence[Bench], trial: optuna.Trial) -> float:
-    """Mean log-loss of the truth among the classes, less is better; reported setting by setting for the pruner."""
+    """Mean log-loss of the truth among the classes, less is better; reported for the pruner half by half: each half of
+    the rows is scored by trees that observed the other."""
     parameters = trees(trial)
     sizes = verifier_sizes(trial.suggest_int("few_samples", 2, 8), trial.suggest_int("many_samples", 6, 16))
     losses: list[float] = []
-    for step, setting in enumerate(benches[0].data.nuisances[-2:]):
-        verifier = fit_verifier(benches, parameters=parameters, held_out_setting=setting, sizes=sizes)
+    for step in range(2):
+        held = {b.data.model: {row for row in b.data.rows if sum(row) % 2 == step} for b in benches}
+        verifier = fit_verifier(benches, parameters=parameters, held=held, sizes=sizes)
         for bench in benches:
-            at = bench.data.nuisances.index(setting)
-            for n, k in GOAL_SIZES:
+            rows = sorted(held[bench.data.model])
+            for n, k in GOAL_SIZES if rows else ():
                 samples = draw(bench.split.calibrate, n, 8, np.random.default_rng(9))
-                pairs = bench.comparisons[k]
-                table = tabulate(pairs, pairs.observed([at]), bench.settings, samples, bench.split.fit)
+                table = tabulate(bench.comparisons[k], rows, samples, bench.split.fit, apart=False)
                 truth = np.asarray(bench.classes.label)[table.truth]
-                scores = class_scores(score(verifier, table), bench.classes)
+                found = spread(score(verifier, table), table.who, len(bench.data.platforms), FAR)
+                scores = class_scores(found, bench.classes)
                 losses.append(log_loss(scores, truth, fit_temperature(scores, truth)))
         trial.report(float(np.mean(losses)), step)
         if trial.should_prune():

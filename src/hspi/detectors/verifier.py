@@ -7,13 +7,12 @@ adding its signatures, with no retraining. Nothing here knows platforms by name.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from hspi.detectors.estimators import Boosted
-from hspi.errors import DataError
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.cores import on_all_cores
 from hspi.evidence.equivalence import Classes
@@ -22,154 +21,205 @@ from hspi.evidence.replay import (
     F32,
     FEATURES,
     T,
-    all_pair_statistics,
     candidate_features,
+    nearest_setting,
     pair_features,
     pair_statistics,
     self_features,
+    setting_statistics,
 )
 from hspi.splits import Index
 
 VERIFIER_FEATURES = (*FEATURES, "log2_probes", "top_k")
 MONOTONE = tuple(DIRECTION.get(name, 0) for name in VERIFIER_FEATURES)
-NAIVE_SETTING = 0  # the first; where that is observed itself, the next
 NEAREST_WRONG, RANDOM_WRONG = 6, 4  # negatives kept for each sample: the hard ones, and a few of the rest
+# Platforms that an observation is compared with where many observations are: the nearest, by what was measured of the
+# library. So the work grows with the number of platforms, not with its square.
+RIVALS = 24
+
+TIE = 0.02  # log-odds for each factor of ten in squared distance
+
+Row = tuple[int, int]  # (platform, setting)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparisons:
     """Pair statistics of one model at one top-k, on which any sample of probes is one product.
 
-    statistics float32 (C, S, P, C, S, T): observed platform and setting, probe, candidate and setting; present (C, S).
-    Observations are named by (platform, setting).
+    rows: what was observed, as `Aligned.rows`; rivals int64 (C, M): for each platform those that its answers are
+    compared with, nearest first, itself not among them. cross float32 (R, M, P, T): each row beside its platform's
+    rivals, their nearest settings counting; own: by platform, (S, S, P, T) as `setting_statistics` has it.
     """
 
     data: Aligned
     k: int
-    statistics: F32
-    present: npt.NDArray[np.bool_]
+    rows: list[Row]
+    rivals: npt.NDArray[np.int64]
+    cross: F32
+    own: list[F32]
+    present: npt.NDArray[np.bool_] = field(init=False, repr=False, compare=False)
+    restless: npt.NDArray[np.bool_] = field(init=False, repr=False, compare=False)
+    _at: dict[Row, int] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._at.update({row: i for i, row in enumerate(self.rows)})
+        object.__setattr__(self, "present", self.data.present)
+        object.__setattr__(self, "restless", restless(self.data))
 
     @classmethod
-    def of(cls, data: Aligned, k: int) -> Comparisons:
-        """Every setting against every one; k: tokens of each answer that are compared. C²·S²·P·T floats of memory."""
-        c, s = data.present.shape
-        every = [(i, j) for i in range(c) for j in range(s)]
-        found = all_pair_statistics(data, every, k).transpose(0, 3, 1, 2, 4)
-        return cls(data, k, np.ascontiguousarray(found).reshape(c, s, *found.shape[1:]), data.present)
+    def of(cls, data: Aligned, k: int, distance: npt.NDArray[np.float64] | None = None) -> Comparisons:
+        """k: tokens of each answer that are compared; distance (C, C): how far platforms are apart, of which the
+        nearest are compared (without it, every platform with every one)."""
+        rivals = nearest_platforms([p.hardware for p in data.platforms], distance)
+        rows, present = data.rows, data.present
+        cross = np.empty((len(rows), rivals.shape[1], len(data.probes), T), np.float32)
 
-    def observed(self, settings: Sequence[int], platforms: Sequence[int] | None = None) -> list[tuple[int, int]]:
-        """(platform, setting) of all that was collected under these settings, of these platforms or of all."""
-        chosen = range(len(self.present)) if platforms is None else platforms
-        return [(c, s) for c in chosen for s in settings if self.present[c, s]]
+        def fill(i: int) -> None:
+            a, b = rows[i]
+            chosen = data.logprobs[rivals[a]], data.rank[rivals[a]]
+            flat = [x.reshape(-1, *x.shape[2:]) for x in chosen]
+            found = pair_statistics(data.logprobs[a, b], data.rank[a, b], *flat, data.reference, k)
+            cross[i] = nearest_setting(found.reshape(*chosen[0].shape[:3], T), present[rivals[a]])
 
-    def own(self, library: npt.NDArray[np.bool_], pool: Index, platforms: Sequence[int] | None = None) -> F32:
-        """How far candidates are from themselves across the settings of their library, on the probes of `pool`.
+        on_all_cores(fill, range(len(rows)))
+        own = on_all_cores(lambda c: setting_statistics(data, c, k), range(len(data.platforms)))
+        return cls(data, k, rows, rivals, cross, own)
 
-        library (C, S): the settings that count, of each of `platforms` (all, if not given). Returns (C, 4).
-        """
-        chosen = range(len(self.present)) if platforms is None else platforms
-        return self_features(np.stack([self.with_itself(c)[:, :, pool] for c in chosen]), library, self.k)
+    def self_features(self, platform: int, usable: npt.NDArray[np.bool_], pool: Index) -> F32:
+        """How far a platform is from itself across the settings `usable` (S,), on the probes of `pool`: (4,)."""
+        return self_features(self.own[platform][:, :, pool], self.restless[platform] & usable, usable, self.k)
 
-    def with_itself(self, platform: int) -> F32:
-        """Each setting of a platform observed against each of its own: (S, S, P, T)."""
-        return self.statistics[platform, :, :, platform].swapaxes(1, 2)
+    def own_settings(self, platform: int, setting: int) -> npt.NDArray[np.bool_]:
+        """As `evidence.equivalence.own_settings` has it: (S,)."""
+        usable = self.present[platform].copy()
+        usable[setting] &= not self.restless[platform, setting]
+        return np.asarray(usable)
 
-    def sampled(self, samples: Index, platform: int, at: int, candidates: slice = slice(None)) -> F32:
-        """Mean statistics of an observation over each sample of probes (B, n): (B, C, S, T)."""
-        b, n = samples.shape
-        each = self.statistics[platform, at, :, candidates]
-        indicator = np.zeros((b, len(each)), np.float32)
-        np.put_along_axis(indicator, samples, np.float32(1 / n), axis=1)
-        return (indicator @ each.reshape(len(each), -1)).reshape(b, *each.shape[1:])
+    def of_itself(self, row: Row, usable: npt.NDArray[np.bool_]) -> F32:
+        """A row beside its own platform with these settings (S,): (P, T), NaN where there are none."""
+        platform, setting = row
+        return nearest_setting(self.own[platform][setting], usable)
+
+    def beside_rivals(self, row: Row) -> F32:
+        """A row beside its platform's rivals: (M, P, T)."""
+        return np.asarray(self.cross[self._at[row]])
+
+
+def nearest_platforms(hardware: Sequence[str], distance: npt.NDArray[np.float64] | None) -> npt.NDArray[np.int64]:
+    """For each of C platforms RIVALS others, or all where there are no more: int64 (C, M), nearest first.
+
+    Half are the nearest at all, half the nearest on other hardware, which are all that is left where a machine is held
+    out; where that has fewer, the next nearest fill up.
+    """
+    c, machine = len(hardware), np.asarray(hardware)
+    apart = np.zeros((c, c)) if distance is None else np.nan_to_num(distance, nan=np.inf)
+    order = np.argsort(np.where(np.eye(c, dtype=bool), np.inf, apart), axis=1, kind="stable")[:, : c - 1]
+    if distance is None or c - 1 <= RIVALS:
+        return order
+    chosen = np.empty((c, RIVALS), np.int64)
+    for i, near in enumerate(order):
+        elsewhere = near[machine[near] != machine[i]][: RIVALS // 2]
+        here = near[~np.isin(near, elsewhere)][: RIVALS - len(elsewhere)]
+        chosen[i] = near[np.isin(near, np.r_[elsewhere, here])]
+    return chosen
+
+
+def restless(data: Aligned) -> npt.NDArray[np.bool_]:
+    """(C, S): the settings under which a platform does not repeat itself."""
+    return np.array([[on and not data.repeats(c, s) for s, on in enumerate(row)] for c, row in enumerate(data.present)])
+
+
+def means(statistics: F32, samples: Index) -> F32:
+    """Mean statistics of each sample (B, n) of probes: (…, P, T) → (B, …, T)."""
+    *lead, p, t = statistics.shape
+    indicator = np.zeros((len(samples), p), np.float32)
+    np.put_along_axis(indicator, samples, np.float32(1 / samples.shape[1]), axis=1)
+    flat = np.moveaxis(statistics.reshape(-1, p, t), 1, 0).reshape(p, -1)
+    return (indicator @ flat).reshape(len(samples), *lead, t)
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """n samples against C candidates. features float32 (n, C, len(VERIFIER_FEATURES)); truth, setting int (n,);
-    block int (n,): samples of one block share their probes. distance float32 (n, C): the naive nearest candidate's.
+    """n samples against M + 1 candidates: the truth first, then its rivals. features float32 (n, M + 1,
+    len(VERIFIER_FEATURES)); who int (n, M + 1): which platforms they are; truth, setting, block int (n,): samples of
+    one block share their probes.
     """
 
     features: F32
+    who: npt.NDArray[np.int64]
     truth: npt.NDArray[np.int64]
     setting: npt.NDArray[np.int64]
     block: npt.NDArray[np.int64]
-    distance: F32
+
+    @property
+    def distance(self) -> F32:
+        """(n, M + 1): the naive nearest candidate's; infinite where there is none."""
+        return np.where(np.isfinite(self.features[:, :, 0]), self.features[:, :, 0], np.inf)
 
 
-def verifier_rows(
-    pairs: F32, usable: npt.NDArray[np.bool_], own: F32, probes: int | npt.NDArray[np.integer], k: int
-) -> F32:
+def verifier_rows(pairs: F32, own: F32, probes: int, k: int) -> F32:
     """What the verifier reads of observations beside candidates: (…, C, len(VERIFIER_FEATURES)).
 
-    pairs (…, C, S, F), usable and own as `evidence.replay.candidate_features` has them; probes: in each sample, as many
-    as a mean of `pairs` is over; k: tokens of each answer. NaN where a candidate has no usable setting.
+    pairs and own as `evidence.replay.candidate_features` has them; probes: in each sample, as many as a mean of `pairs`
+    is over; k: tokens of each answer. NaN where a candidate has no usable setting.
     """
-    features = candidate_features(pairs, usable, own)
+    features = candidate_features(pairs, own)
     tail = np.broadcast_to(np.array([np.log2(probes), k], np.float32), (*features.shape[:-1], 2))
     return np.concatenate([features, tail], axis=-1)
 
 
-def own_distances(data: Aligned, k: int, without: Sequence[int | None] = (None,)) -> F32:
-    """How far each platform is from itself across its settings, on all probes of `data`: (len(without), C, 4).
+def own_distances(data: Aligned, k: int) -> F32:
+    """How far each platform is from itself across its settings, on all probes of `data`: (S + 1, C, 4).
 
-    Each row is without one setting, or with all of them (None).
+    Row s is without setting s of unsteady platforms, the last with all.
     """
-    c, s = data.present.shape
-    statistics = np.empty((c, s, s, len(data.probes), T), np.float32)
+    present, moved = data.present, restless(data)
+    c, s = present.shape
+    out = np.full((s + 1, c, 4), np.nan, np.float32)
 
     def fill(i: int) -> None:
-        own = data.logprobs[i], data.rank[i]
-        for a in range(s):
-            statistics[i, a] = pair_statistics(own[0][a], own[1][a], *own, data.reference, k)
+        if not moved[i].any():
+            return
+        statistics = setting_statistics(data, i, k)
+        for held in range(s):
+            usable = present[i] & ~(moved[i] & (np.arange(s) == held))
+            out[held, i] = self_features(statistics, moved[i] & usable, usable, k)
+        out[s, i] = self_features(statistics, moved[i], present[i], k)
 
     on_all_cores(fill, range(c))
-    return np.stack([self_features(statistics, _less(data.present, setting), k) for setting in without])
-
-
-def _less(present: npt.NDArray[np.bool_], setting: int | None) -> npt.NDArray[np.bool_]:
-    usable = present.copy()
-    if setting is not None:
-        usable[:, setting] = False
-    return usable
+    return out
 
 
 def tabulate(
     pairs: Comparisons,
-    observed: Sequence[tuple[int, int]],
-    library_settings: Sequence[int],
+    observed: Sequence[Row],
     samples: Index,
     own_pool: Index,
+    apart: bool,
 ) -> Table:
     """Features of every observation × sample × candidate.
 
-    samples (B, n): probes of each sample; an observation's own setting never stands in its library;
-    own_pool: probes on which candidates are compared with themselves (no probe of a sample among them). The naive
-    nearest candidate knows one setting, NAIVE_SETTING. Raises DataError without a second setting.
+    samples (B, n): probes of each sample; own_pool: probes on which candidates are compared with themselves (no probe
+    of a sample among them). An unsteady platform's own setting never stands in its library. A steady one's does, for
+    its class answers so again in whatever batch; apart takes it away where the platform has another.
     """
     b, n = samples.shape
-    own_of: dict[int, F32] = {}
-    features, truth, setting, distance = [], [], [], []
+    all_own = np.stack([pairs.self_features(c, on, own_pool) for c, on in enumerate(pairs.present)])
+    features, who = [], []
     for platform, at in observed:
-        library = np.zeros_like(pairs.present)
-        kept = [x for x in library_settings if x != at]
-        if not kept:
-            raise DataError("two nuisance settings must be collected at least, but there is one")
-        library[:, kept] = pairs.present[:, kept]
-        if at not in own_of:
-            own_of[at] = pairs.own(library, own_pool)
-        found = pair_features(pairs.sampled(samples, platform, at), pairs.k)
-        features.append(verifier_rows(found, library, own_of[at], n, pairs.k))
-        known = NAIVE_SETTING if at != NAIVE_SETTING else kept[0]
-        distance.append(np.where(pairs.present[:, known], found[:, :, known, 0], np.inf))
-        truth.append(np.full(b, platform))
-        setting.append(np.full(b, at))
-    return Table(
-        np.concatenate(features),
-        np.concatenate(truth),
-        np.concatenate(setting),
-        np.tile(np.arange(b), len(observed)),
-        np.concatenate(distance).astype(np.float32),
-    )
+        usable = pairs.own_settings(platform, at)
+        if apart and usable.sum() > 1:
+            usable[at] = False
+        rivals = pairs.rivals[platform]
+        beside = np.concatenate(
+            [pairs.of_itself((platform, at), usable)[None], pairs.beside_rivals((platform, at))], axis=0
+        )
+        own = all_own[np.r_[platform, rivals]].copy()
+        own[0] = pairs.self_features(platform, usable, own_pool)
+        features.append(verifier_rows(pair_features(means(beside, samples), pairs.k), own, n, pairs.k))
+        who.append(np.broadcast_to(np.r_[platform, rivals], (b, len(rivals) + 1)))
+    truth, setting = (np.repeat([row[i] for row in observed], b) for i in (0, 1))
+    return Table(np.concatenate(features), np.concatenate(who), truth, setting, np.tile(np.arange(b), len(observed)))
 
 
 def training_rows(
@@ -179,14 +229,12 @@ def training_rows(
 
     Every right candidate, the nearest wrong ones and a few random ones. Platforms in `drop` appear on neither side.
     """
-    n, c = table.features.shape[:2]
+    n, c = table.who.shape
     label = np.asarray(classes.label)
-    same = label[table.truth][:, None] == label[None, :]
-    distance = np.where(same, np.inf, table.features[:, :, 0])
-    distance[:, list(drop)] = np.inf
-    usable = np.isfinite(table.features[:, :, 0])
-    usable[:, list(drop)] = False
-    usable[np.isin(table.truth, list(drop))] = False
+    same = label[table.truth][:, None] == label[table.who]
+    dropped = np.isin(table.who, list(drop))
+    distance = np.where(same | dropped, np.inf, table.distance)
+    usable = np.isfinite(table.features[:, :, 0]) & ~dropped & ~np.isin(table.truth, list(drop))[:, None]
     keep = same.copy()
     nearest = np.argsort(distance, axis=1)[:, :NEAREST_WRONG]
     np.put_along_axis(keep, nearest, True, axis=1)
@@ -197,37 +245,55 @@ def training_rows(
     return x, y, weight.astype(np.float32)
 
 
+def log_odds(verifier: Boosted, rows: F32) -> F32:
+    """Natural log-odds that observation and candidate are one platform: (n, len(VERIFIER_FEATURES)) → (n,).
+
+    Trees saturate: of candidates that they call alike the nearer one is the likelier.
+    """
+    return np.asarray(verifier.margin(rows) - TIE * np.nan_to_num(rows[:, 0], nan=0.0), np.float32)
+
+
 def score(verifier: Boosted, table: Table) -> F32:
-    """Natural log-odds that each candidate is the observation's platform: (n, C), −inf where it has no signature."""
+    """Natural log-odds that each candidate is the platform observed: (n, M + 1), −inf where it has no signature."""
     n, c, f = table.features.shape
-    margin = verifier.margin(table.features.reshape(n * c, f)).reshape(n, c)
+    margin = log_odds(verifier, table.features.reshape(n * c, f)).reshape(n, c)
     return np.where(np.isfinite(table.features[:, :, 0]), margin, -np.inf).astype(np.float32)
 
 
-def self_scores(
-    verifier: Boosted,
-    pairs: Comparisons,
-    platform: int,
-    settings: Sequence[int],
-    samples: Index,
-    own_pool: Index,
-) -> F32:
-    """What a platform scores against its own signatures under its other settings: sorted (samples × settings,).
+def spread(values: F32, who: npt.NDArray[np.int64], platforms: int, empty: float = -np.inf) -> F32:
+    """Values of candidates (n, M) in the places of their platforms (n, platforms), `empty` for those not compared."""
+    out = np.full((len(values), platforms), empty, np.float32)
+    np.put_along_axis(out, who, values, axis=1)
+    return out
 
-    The levels of that candidate alone. They need no training with it, so a platform added later has them too; none
-    come back where it has one setting only.
+
+def self_rows(
+    pairs: Comparisons, platform: int, chosen: npt.NDArray[np.bool_], samples: Index, own_pool: Index
+) -> dict[str, F32]:
+    """What the verifier reads of a platform beside its own signatures, by the setting that it answers under: {name:
+    (B, len(VERIFIER_FEATURES))} for samples (B, n).
+
+    chosen (S,): the settings in its library. None come back where an unsteady platform has one setting only.
     """
-    chosen = [s for s in settings if pairs.present[platform, s]]
-    rows = []
-    for at in chosen:
-        library = np.zeros_like(pairs.present[platform : platform + 1])
-        library[0, [s for s in chosen if s != at]] = True
-        if not library.any():
+    names, found = list(pairs.data.settings[platform]), {}
+    for at in np.flatnonzero(chosen):
+        usable = pairs.own_settings(platform, int(at)) & chosen
+        if not usable.any():
             continue
-        found = pair_features(pairs.sampled(samples, platform, at, slice(platform, platform + 1)), pairs.k)
-        own = pairs.own(library, own_pool, [platform])
-        rows.append(verifier.margin(verifier_rows(found, library, own, samples.shape[1], pairs.k)[:, 0]))
-    return np.sort(np.concatenate(rows)).astype(np.float32) if rows else np.empty(0, np.float32)
+        own = pairs.self_features(platform, usable, own_pool)
+        features = pair_features(means(pairs.of_itself((platform, int(at)), usable), samples), pairs.k)
+        found[names[at]] = verifier_rows(features, own, samples.shape[1], pairs.k)
+    return found
+
+
+def self_scores(verifier: Boosted, every: Sequence[dict[str, F32]]) -> list[dict[str, list[float]]]:
+    """The scores of what `self_rows` gave of several platforms, sorted: the levels of each candidate alone. They need
+    no training with it, so a platform added later has them too."""
+    parts = [rows for some in every for rows in some.values()]
+    if not parts:
+        return [{} for _ in every]
+    scores = iter(np.split(log_odds(verifier, np.concatenate(parts)), np.cumsum([len(p) for p in parts])[:-1]))
+    return [{name: np.sort(next(scores)).tolist() for name in some} for some in every]
 
 
 def class_scores(scores: F32, classes: Classes) -> F32:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hspi.detectors.number_format import format_of
 from hspi.errors import DataError
 from hspi.evidence.equivalence import Classes
+from hspi.platforms.claim import Claim
 from hspi.platforms.record import Platform
 from hspi.platforms.virtual.catalogue import ENGINE, arithmetic_class
 
@@ -26,6 +28,27 @@ class FamilyScores:
     names: tuple[str, ...]
     score: Floats
     best: npt.NDArray[np.int64]
+
+
+FACTORS = ("hardware", "engine", "dtype", "quantization", "isa_cap", "attention", "compile", "kv_cache")
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a claim comes to among candidates: their places, the classes that they are in, and the number format.
+
+    Without any, no candidate is what is claimed, and only the format can be tested; without a format not even that.
+    """
+
+    claim: Claim
+    platforms: tuple[int, ...]
+    classes: tuple[int, ...]
+    format: str | None
+
+    @property
+    def hardware(self) -> bool:
+        """Whether the claim names hardware, which may then speak against it."""
+        return bool(self.claim.hardware)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +98,33 @@ class Families:
     def count(self) -> int:
         return len(self.names)
 
-    def index(self, claim: str) -> int:
-        """The class that a claim means, by a member's id or by its own name. Raises DataError if there is none."""
-        for c, name in enumerate(self.names):
-            if claim == name or claim in self.members[c]:
-                return c
-        known = ", ".join(m for some in self.members for m in some)
-        raise DataError(f"claim must be among the candidates {known}, but got {claim!r}")
+    def claimed(self, claim: Claim, platforms: Sequence[Platform]) -> Claimed:
+        """What a claim comes to among the candidates `platforms`, in the order of the classes' own.
+
+        Raises DataError where it names software that neither a candidate is nor the catalogue has.
+        """
+        if claim.software in self.names and not claim.hardware:  # a family of virtual GPUs, by its own name
+            c = self.names.index(claim.software)
+            at = [i for i, label in enumerate(self.label) if label == c]
+        else:
+            at = claim.covers(platforms)
+        record = platforms[at[0]] if at else claim.record(platforms)
+        if record is None and claim.software:
+            known = ", ".join(sorted({p.software for p in platforms}))
+            raise DataError(f"a claim must name software that is known, such as {known}, but got {claim.software!r}")
+        format = format_of(record) if record is not None and claim.software else None
+        return Claimed(claim, tuple(at), tuple(sorted({self.label[i] for i in at})), format)
+
+    def factors(self, claimed: Claimed, members: Sequence[str], platforms: Sequence[Platform]) -> dict[str, list[str]]:
+        """What the claimed platforms and every member of the class found differ in: {factor: [claimed, found]}."""
+        by_id = {p.id: p for p in platforms}
+        out = {}
+        for factor in FACTORS if claimed.platforms and members else ():
+            said = {str(getattr(platforms[i], factor)) for i in claimed.platforms}
+            theirs = sorted({str(getattr(by_id[m], factor)) for m in members})
+            if not said & set(theirs):
+                out[factor] = [" or ".join(sorted(said)), " or ".join(theirs)]
+        return out
 
     def members_of(self, name: str) -> list[str]:
         """The platforms of the class of that name, or with that member; the name alone where there is none."""

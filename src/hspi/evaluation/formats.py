@@ -28,23 +28,21 @@ def _fit_and_score(
 def evaluate_formats(
     benches: Sequence[SampleBench], parameters: dict[str, Any], step: Callable[[str], object] = lambda s: None
 ) -> dict[str, Accuracy]:
-    """Number format on held-out probes and nuisance, and on held-out models; classes on held-out probes."""
+    """Number format on held-out probes and on held-out models; classes on held-out probes."""
     out: dict[str, Accuracy] = {}
     for level in ("residual", "distribution"):
         step(f"{level}: held-out probes")
-        last = len(benches[0].data.nuisances) - 1
         classes = "residual-classes" if level == "residual" else level
         for name, table, labels_of in (("family", level, lambda b: b.formats), ("macro", classes, lambda b: b.names)):
-            train = [b.training(table, labels_of(b), list(range(last)), i) for i, b in enumerate(benches)]
-            test = [b.test(table, labels_of(b), [last], i) for i, b in enumerate(benches)]
+            train = [b.training(table, labels_of(b), b.settings, i) for i, b in enumerate(benches)]
+            test = [b.test(table, labels_of(b), b.settings, i) for i, b in enumerate(benches)]
             out[f"{level}.probes.{name}_accuracy"] = _fit_and_score(train, test, parameters, PROBES)
         if len(benches) < 2:
             continue
         step(f"{level}: held-out models")
         folds = []
         for i, held in enumerate(benches):
-            every = list(range(last + 1))
-            train = [b.training(level, b.formats, every, j) for j, b in enumerate(benches) if j != i]
-            folds.append(_fit_and_score(train, [held.test(level, held.formats, every, i)], parameters, PROBES))
+            train = [b.training(level, b.formats, b.settings, j) for j, b in enumerate(benches) if j != i]
+            folds.append(_fit_and_score(train, [held.test(level, held.formats, held.settings, i)], parameters, PROBES))
         out[f"{level}.unseen_model.family_accuracy"] = mean_of(folds)
     return out

@@ -85,7 +85,8 @@ def mean_of(parts: Sequence[Accuracy]) -> Accuracy:
 def pair_accuracies(scores: npt.NDArray[np.float32], truth: Ints) -> npt.NDArray[np.float64]:
     """How well each pair of classes is told apart, the others not being offered: symmetric (K, K), NaN on the diagonal.
 
-    scores (n, K), higher is likelier; truth (n,). A tie counts as half; the two directions weigh alike.
+    scores (n, K), higher is likelier, NaN where a class is not to be told from the truth; truth (n,). A tie counts as
+    half; the two directions weigh alike.
     """
     k = scores.shape[1]
     out = np.full((k, k), np.nan)
@@ -93,8 +94,10 @@ def pair_accuracies(scores: npt.NDArray[np.float32], truth: Ints) -> npt.NDArray
         own = scores[truth == a]
         if len(own):
             won = (own[:, [a]] > own) + 0.5 * (own[:, [a]] == own)
-            out[a] = won.mean(axis=0)
-    out = 0.5 * (out + out.T)
+            told = ~np.isnan(own)
+            out[a] = np.where(told.any(axis=0), (won * told).sum(axis=0) / np.maximum(told.sum(axis=0), 1), np.nan)
+    both = np.isnan(out) & np.isnan(out.T)
+    out = np.where(both, np.nan, 0.5 * (np.where(np.isnan(out), out.T, out) + np.where(np.isnan(out.T), out, out.T)))
     np.fill_diagonal(out, np.nan)
     return out
 
@@ -126,3 +129,10 @@ def reliability(confidence: npt.NDArray[np.floating], right: npt.NDArray[np.floa
                 }
             )
     return rows
+
+
+def upper_bound(happened: int, n: int, confidence: float = 0.95) -> float:
+    """Clopper and Pearson's one-sided upper bound for a share (Biometrika 26, 1934)."""
+    from scipy.stats import beta
+
+    return 1.0 if happened >= n else float(beta.ppf(confidence, happened + 1, n - happened))

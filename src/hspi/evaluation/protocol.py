@@ -10,41 +10,63 @@ from typing import Any
 
 import numpy as np
 
-from hspi.detectors.number_format import SampleBench
+from hspi.detectors.estimators import Boosted
+from hspi.detectors.number_format import NumberFormat, SampleBench
 from hspi.detectors.training import Bench
+from hspi.evaluation.claims import evaluate_claims
 from hspi.evaluation.formats import evaluate_formats
+from hspi.evaluation.hardware import evaluate_hardware, spans
 from hspi.evaluation.measures import Accuracy
 from hspi.evaluation.paper import PaperBench, evaluate_paper
 from hspi.evaluation.replay import ReplayReport, evaluate_replay
+from hspi.evidence.equivalence import bits
 from hspi.evidence.library import Library
 from hspi.files import whole, write_json
-from hspi.signatures.schema import Signature
 
 Row = dict[str, Any]
 
 
 def evaluate(
     libraries: Sequence[Library],
-    signatures_of: Callable[[str], Sequence[Signature]],
     parameters: dict[str, dict[str, Any]],
     seed: int,
     step: Callable[[str], object] = lambda s: None,
 ) -> tuple[dict[str, float], dict[str, list[Row]]]:
     """Metrics (flat, dotted keys) and tables (name → rows).
 
-    signatures_of(model) gives the files' rows, for HSPI-LD; parameters: of `verifier` and `classifier` trees.
+    parameters: of `verifier` and `classifier` trees.
     """
     step("comparing signatures")
-    benches = [Bench.of(library, seed) for library in libraries]
-    report = evaluate_replay(benches, parameters.get("verifier", {}), step)
-    del benches
-    single = [SampleBench(library, seed) for library in libraries]
+    distinct = [library.distinct() for library in libraries]
+    benches = [Bench.of(library, seed) for library in distinct]
+    report, folds = evaluate_replay(benches, parameters.get("verifier", {}), step)
+    evaluate_hardware(benches, parameters.get("verifier", {}), report, step)
+    step("claims")
+    single = [SampleBench(library, seed) for library in distinct]
+    formats = NumberFormat(Boosted(**parameters.get("classifier", {}))).fit(single)
+    evaluate_claims(benches, folds, single, formats, report)
+    del benches, folds
+    report.tables["accuracy_by_platform"] += _twins(libraries, report.tables["accuracy_by_platform"])
     report.accuracies |= evaluate_formats(single, parameters.get("classifier", {}), step)
-    papers = [PaperBench(signatures_of(x.model), x.classes, seed) for x in libraries]
-    report.accuracies |= evaluate_paper(papers, step)
+    report.accuracies |= evaluate_paper([PaperBench(library, seed) for library in distinct], step)
     report.add("classes", _class_rows(libraries))
+    report.add("spans", spans(libraries))
     report.add("summary", _summary(report.accuracies))
     return _flat(libraries, report), report.tables
+
+
+def _twins(libraries: Sequence[Library], rows: Sequence[Row]) -> list[Row]:
+    """The rows of platforms that answered as another one did, bit for bit: they have its figures."""
+    measured = {f"{row['hardware']}/{row['software']}": row for row in rows}
+    found: dict[str, Row] = {}
+    for library in libraries:
+        same: dict[str, str] = {}
+        for i, p in enumerate(library.data.platforms):
+            first = same.setdefault(bits(library.data, i), p.id)
+            if p.id not in measured:
+                own = {"hardware": p.hardware, "software": p.software, "provenance": p.provenance}
+                found.setdefault(p.id, {**measured[first], **own})
+    return list(found.values())
 
 
 def _class_rows(libraries: Sequence[Library]) -> list[Row]:
@@ -94,6 +116,8 @@ def _flat(libraries: Sequence[Library], report: ReplayReport) -> dict[str, float
 def write(metrics: dict[str, float], tables: dict[str, list[Row]], metrics_path: Path, tables_dir: Path) -> None:
     """metrics.json, and one CSV for each table; each file appears whole or not at all."""
     for name, rows in tables.items():
+        if not rows:
+            continue
         with whole(tables_dir / f"{name}.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as f:
             writer = csv.DictWriter(f, list(rows[0]))
             writer.writeheader()

@@ -1,8 +1,8 @@
-"""The replay detector under the protocol: held-out probes and nuisance, model, platform; open set; claims; null."""
+"""The replay detector under the protocol: held-out probes and batch class, model, platform; open set; null."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,17 +12,16 @@ import numpy.typing as npt
 from hspi.detectors.calibration import Calibration
 from hspi.detectors.estimators import Boosted
 from hspi.detectors.training import Bench, calibrate, fit_verifier
-from hspi.detectors.verifier import Table, class_scores, score, tabulate
+from hspi.detectors.verifier import Row, Table, class_scores, score, spread, tabulate
 from hspi.evaluation.measures import Accuracy, auroc, macro_accuracy, pair_accuracies, reliability, wilson
 from hspi.evidence.cores import on_all_cores
 from hspi.evidence.replay import F32
 from hspi.splits import group_folds, partitions
 
-Row = dict[str, Any]
+Line = dict[str, Any]
 REPEATS = {32: 8, 16: 4, 8: 3}  # random partitions of the test probes into samples of that size; else 1
 TOKEN_GRID = ((1, 5), (1, 20), (2, 20), (4, 20), (8, 5), (8, 20), (16, 20), (32, 5), (32, 20))
-PLATFORM_FOLDS = 5
-ALPHAS = (0.01, 0.05)
+PLATFORM_FOLDS, CLASS_FOLDS = 5, 4
 
 
 @dataclass
@@ -38,34 +37,38 @@ class Scored:
 
     @property
     def right(self) -> npt.NDArray[np.float64]:
-        return (self.scores.argmax(axis=1) == self.truth).astype(float)
+        return self._credit(self.scores)
 
     def nearest(self) -> npt.NDArray[np.float64]:
         """The naive nearest candidate (DESIGN.md §2) on the same samples."""
         label = np.asarray(self.bench.classes.label)
-        return (label[self.table.distance.argmin(axis=1)] == self.truth).astype(float)
+        found = class_scores(spread(-self.table.distance, self.table.who, len(label)), self.bench.classes)
+        return self._credit(found)
+
+    @property
+    def alike(self) -> npt.NDArray[np.bool_]:
+        """(n, K): the classes that answer so too in that batch class, bit for bit, the truth among them."""
+        rows = list(zip(self.table.truth.tolist(), self.table.setting.tolist(), strict=True))
+        same = {row: alike(self.bench, row) for row in set(rows)}
+        return np.stack([same[row] for row in rows])
+
+    def _credit(self, scores: F32) -> npt.NDArray[np.float64]:
+        """1 where the likeliest class is the truth, or one that nobody could tell from it."""
+        return self.alike[np.arange(len(scores)), scores.argmax(axis=1)].astype(float)
 
 
 def score_samples(
-    verifier: Boosted,
-    bench: Bench,
-    probes: int,
-    k: int,
-    observed_settings: Sequence[int],
-    library: Sequence[int],
-    platforms: Sequence[int] | None = None,
-    fold: int = 0,
+    verifier: Boosted, bench: Bench, probes: int, k: int, rows: Sequence[Row], fold: int = 0, apart: bool = False
 ) -> Scored:
-    """Test probes only, in random partitions into disjoint samples."""
+    """Test probes only, in random partitions into disjoint samples. apart: with the observed batch class held out where
+    the platform has another."""
     rng = np.random.default_rng([0, probes, k])
     blocks = partitions(bench.split.test, min(probes, len(bench.split.test)), REPEATS.get(probes, 1), rng)
     pool = np.concatenate([bench.split.fit, bench.split.calibrate])
-    pairs = bench.comparisons[k]
-    observed = pairs.observed(observed_settings, platforms)
-    table = tabulate(pairs, observed, library, blocks.reshape(-1, blocks.shape[2]), pool)
-    scores = class_scores(score(verifier, table), bench.classes)
+    table = tabulate(bench.comparisons[k], rows, blocks.reshape(-1, blocks.shape[2]), pool, apart)
+    found = class_scores(spread(score(verifier, table), table.who, len(bench.data.platforms)), bench.classes)
     truth = np.asarray(bench.classes.label)[table.truth]
-    return Scored(bench, table, scores, truth, blocks.shape[1], fold)
+    return Scored(bench, table, found, truth, blocks.shape[1], fold)
 
 
 def pooled(parts: Iterable[Scored], tokens: int, right: Callable[[Scored], np.ndarray] = lambda p: p.right) -> Accuracy:
@@ -80,59 +83,103 @@ def pooled(parts: Iterable[Scored], tokens: int, right: Callable[[Scored], np.nd
     return macro_accuracy(np.concatenate([right(p) for p in parts]), names, block, disjoint, chance, tokens)
 
 
+def alike(bench: Bench, row: Row) -> npt.NDArray[np.bool_]:
+    """(K,): the classes that answer as a row does, bit for bit: nobody can tell them apart while that batch class is
+    served, though another one may part them."""
+    data, (platform, setting) = bench.data, row
+    same = (data.raw == data.raw[platform, setting]).all(axis=(2, 3)) & (data.rank == data.rank[platform, setting]).all(
+        axis=(2, 3)
+    )
+    label = np.asarray(bench.classes.label)
+    out = np.zeros(bench.classes.count, bool)
+    out[label[same.any(axis=1)]] = True
+    out[label[platform]] = True
+    return out
+
+
+def class_folds(bench: Bench) -> list[list[Row]]:
+    """What each fold holds out: every row once, rows that are one class's first settings together."""
+    folds: list[list[Row]] = [[] for _ in range(CLASS_FOLDS)]
+    for c, s in bench.data.rows:
+        folds[(bench.classes.label[c] + s) % CLASS_FOLDS].append((c, s))
+    return folds
+
+
 @dataclass
 class ReplayReport:
     accuracies: dict[str, Accuracy] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
-    tables: dict[str, list[Row]] = field(default_factory=dict)
+    tables: dict[str, list[Line]] = field(default_factory=dict)
 
-    def add(self, name: str, rows: Iterable[Row]) -> None:
+    def add(self, name: str, rows: Iterable[Line]) -> None:
         self.tables.setdefault(name, []).extend(rows)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One verifier and the rows that it never saw: benches, and by bench the rows; levels with and without those."""
+
+    verifier: Boosted
+    rows: list[list[Row]]
+    levels: Calibration
+    levels_apart: Calibration
 
 
 def evaluate_replay(
     benches: Sequence[Bench],
     parameters: dict[str, Any],
     step: Callable[[str], object] = lambda s: None,
-) -> ReplayReport:
-    """Everything that the protocol asks of replay. `step` is called with the name of each part as it starts."""
+) -> tuple[ReplayReport, list[Fold]]:
+    """Everything that the protocol asks of replay but claims and hardware, and the folds that those go on with.
+
+    `step` is called with the name of each part as it starts. The benches' platforms must be distinct.
+    """
     report = ReplayReport()
-    nuisances = benches[0].data.nuisances
-    _held_out_nuisance(benches, parameters, nuisances, report, step)
+    folds = _held_out_class(benches, parameters, report, step)
     _held_out_model(benches, parameters, report, step)
-    _held_out_platform(benches, parameters, nuisances[-1], report, step)
+    _held_out_platform(benches, parameters, report, step)
     step("permuted labels")
-    null = fit_verifier(benches, parameters=parameters, held_out_setting=nuisances[-1], permute=True)
-    parts = [_white_box(null, b, nuisances[-1], 32, 20) for b in benches]
+    held = [class_folds(b)[0] for b in benches]
+    null = fit_verifier(benches, parameters=parameters, held=_by_model(benches, held), permute=True)
+    parts = [score_samples(null, b, 32, 20, rows) for b, rows in zip(benches, held, strict=True) if rows]
     for part in parts:  # labels are permuted in the whole run: whatever still agrees has leaked past the evidence
         part.truth = np.random.default_rng(0).permutation(part.truth)
     report.accuracies["null.macro_accuracy"] = pooled(parts, 32)
-    return report
+    return report, folds
 
 
-def _white_box(verifier: Boosted, bench: Bench, setting: str, probes: int, k: int, fold: int = 0) -> Scored:
-    at = bench.data.nuisances.index(setting)
-    return score_samples(verifier, bench, probes, k, [at], bench.settings, fold=fold)
+def _by_model(benches: Sequence[Bench], rows: Sequence[Collection[Row]]) -> dict[str, Collection[Row]]:
+    return {b.data.model: set(some) for b, some in zip(benches, rows, strict=True)}
 
 
-def _held_out_nuisance(
-    benches: Sequence[Bench], parameters: dict[str, Any], nuisances: list[str], report: ReplayReport, step: Any
-) -> None:
+def _held_out_class(
+    benches: Sequence[Bench], parameters: dict[str, Any], report: ReplayReport, step: Any
+) -> list[Fold]:
+    """Each row put to a verifier that never observed it, beside a library that holds its batch class, and beside one
+    that does not where the platform has another."""
     by_size: dict[tuple[int, int], list[Scored]] = {size: [] for size in TOKEN_GRID}
-    calibrations: list[Calibration] = []
+    parted = [class_folds(b) for b in benches]
 
-    def one(fold: int) -> tuple[Calibration, dict[tuple[int, int], list[Scored]]]:
-        setting = nuisances[fold]
-        step(f"held-out nuisance {setting}")
-        verifier = fit_verifier(benches, parameters=parameters, held_out_setting=setting)
-        levels = calibrate(verifier, benches, held_out_setting=setting)
-        found = {(n, k): [_white_box(verifier, b, setting, n, k, fold) for b in benches] for n, k in TOKEN_GRID}
-        return levels, found
+    def one(number: int) -> tuple[Fold, dict[tuple[int, int], list[Scored]], list[Scored]]:
+        step(f"held-out answers {number + 1}/{CLASS_FOLDS}")
+        rows = [folds[number] for folds in parted]
+        held = _by_model(benches, rows)
+        verifier = fit_verifier(benches, parameters=parameters, held=held)
+        fold = Fold(verifier, rows, calibrate(verifier, benches), calibrate(verifier, benches, held))
+        some = [(b, r) for b, r in zip(benches, rows, strict=True) if r]
+        found = {(n, k): [score_samples(verifier, b, n, k, r, number) for b, r in some] for n, k in TOKEN_GRID}
+        several = [(b, [row for row in r if b.data.present[row[0]].sum() > 1]) for b, r in some]
+        return fold, found, [score_samples(verifier, b, 32, 20, r, number, apart=True) for b, r in several if r]
 
-    for levels, found in on_all_cores(one, range(len(nuisances))):
-        calibrations.append(levels)
-        for size, some in found.items():
-            by_size[size].extend(some)
+    folds, apart = [], []
+    for fold, found, parted in on_all_cores(one, range(CLASS_FOLDS)):
+        folds.append(fold)
+        apart.extend(parted)
+        for size, parts in found.items():
+            by_size[size].extend(parts)
+    if apart:
+        report.accuracies["replay.held_out_class.macro_accuracy"] = pooled(apart, 32)
+        report.accuracies["nearest.held_out_class.macro_accuracy"] = pooled(apart, 32, Scored.nearest)
     main = by_size[32, 20]
     report.accuracies["replay.probes.macro_accuracy"] = pooled(main, 32)
     report.accuracies["nearest.probes.macro_accuracy"] = pooled(main, 32, Scored.nearest)
@@ -145,12 +192,13 @@ def _held_out_nuisance(
             report.add("accuracy_by_tokens", [_token_row(level, n, k, a)])
     _tokens_to(report, by_size)
     _pairs(report, main)
-    _claims(report, main, calibrations)
-    _reliability(report, main, calibrations)
+    _by_platform(report, main)
+    _reliability(report, main, [fold.levels for fold in folds])
     _factors(report, main)
+    return folds
 
 
-def _token_row(level: str, n: int, k: int, a: Accuracy) -> Row:
+def _token_row(level: str, n: int, k: int, a: Accuracy) -> Line:
     return {
         "level": level,
         "probes": n,
@@ -175,19 +223,23 @@ def _pairs(report: ReplayReport, parts: Sequence[Scored]) -> None:
         own = [p for p in parts if p.bench.data.model == model]
         classes = own[0].bench.classes
         scores, truth = np.concatenate([p.scores for p in own]), np.concatenate([p.truth for p in own])
-        matrix = pair_accuracies(scores, truth)
+        same = np.concatenate([p.alike for p in own])
+        same[np.arange(len(truth)), truth] = False
+        matrix = pair_accuracies(np.where(same, np.nan, scores), truth)
         worst = min(worst, float(np.nanmin(matrix)))
         disjoint = sum(p.per_partition for p in own)
         for a in range(classes.count):
             for b in range(a):
+                if not np.isfinite(scores[truth == a, b]).any() and not np.isfinite(scores[truth == b, a]).any():
+                    continue  # too far apart to have been compared
                 low, high = wilson(matrix[a, b] * 2 * disjoint, 2 * disjoint)
-                row: Row = {"level": "replay", "split": "probes", "model": model}
+                row: Line = {"level": "replay", "split": "probes", "model": model}
                 row |= {"platform_a": classes.name(a), "platform_b": classes.name(b), "accuracy": matrix[a, b]}
                 report.add("pair_accuracy", [row | {"ci_low": low, "ci_high": high, "n": 2 * disjoint}])
         guess = scores.argmax(axis=1)
         for t, g in sorted(set(zip(truth.tolist(), guess.tolist(), strict=True))):
             count = int(((truth == t) & (guess == g)).sum())
-            seen: Row = {"model": model, "truth": classes.name(t), "answer": classes.name(g), "count": count}
+            seen: Line = {"model": model, "truth": classes.name(t), "answer": classes.name(g), "count": count}
             report.add("confusion", [seen])
     report.figures["replay.probes.min_pair_accuracy"] = worst
     from sklearn.metrics import f1_score, matthews_corrcoef
@@ -198,27 +250,25 @@ def _pairs(report: ReplayReport, parts: Sequence[Scored]) -> None:
     report.figures["replay.probes.mcc"] = float(matthews_corrcoef(truth, guess))
 
 
-def _claims(report: ReplayReport, parts: Sequence[Scored], calibrations: Sequence[Calibration]) -> None:
-    """Honest claims wrongly rejected, under a setting and on probes that neither detector nor calibration saw."""
-    p_values, wrong = [], []
+def _by_platform(report: ReplayReport, parts: Sequence[Scored]) -> None:
+    """The accuracy of each hardware × software, over models and batch classes."""
+    right: dict[str, list[float]] = {}
+    record, block = {}, {}
     for part in parts:
-        rows = np.arange(len(part.truth))
-        names = [f"{part.bench.data.model}/{part.bench.classes.name(c)}" for c in range(part.scores.shape[1])]
-        p = calibrations[part.fold].p_value(part.scores, 32, 20, names)
-        p_values.append(p[rows, part.truth])
-        p[rows, part.truth] = np.nan
-        wrong.append(p[np.isfinite(p)])
-    honest, false = np.concatenate(p_values), np.concatenate(wrong)
-    disjoint = len(honest) * parts[0].per_partition / (parts[0].table.block.max() + 1)
-    for alpha in ALPHAS:
-        rate = float((honest <= alpha).mean())
-        low, high = wilson(rate * disjoint, disjoint)
-        report.figures[f"claim.false_alarm.{alpha}"] = rate
-        report.figures[f"claim.power.{alpha}"] = float((false <= alpha).mean())
-        report.add(
-            "false_alarm",
-            [{"alpha": alpha, "rate": rate, "ci_low": low, "ci_high": high, "n": len(honest)}],
-        )
+        for c, ok in zip(part.table.truth, part.right, strict=True):
+            p = part.bench.data.platforms[c]
+            record[p.id] = p
+            right.setdefault(p.id, []).append(ok)
+        for c in np.unique(part.table.truth):
+            name = part.bench.data.platforms[c].id
+            block[name] = block.get(name, 0) + part.per_partition
+    chance = float(np.mean([1 / p.bench.classes.count for p in parts]))
+    for name, some in sorted(right.items()):
+        low, high = wilson(float(np.mean(some)) * block[name], block[name])
+        row: Line = {"hardware": record[name].hardware, "software": record[name].software}
+        row |= {"provenance": record[name].provenance, "accuracy": float(np.mean(some)), "ci_low": low, "ci_high": high}
+        row |= {"chance": chance, "samples": len(some), "tokens": 32, "held_out": "probes, batch size"}
+        report.add("accuracy_by_platform", [row])
 
 
 def _reliability(report: ReplayReport, parts: Sequence[Scored], calibrations: Sequence[Calibration]) -> None:
@@ -231,7 +281,7 @@ def _reliability(report: ReplayReport, parts: Sequence[Scored], calibrations: Se
 
 def _factors(report: ReplayReport, parts: Sequence[Scored]) -> None:
     """Of each factor, how often the answer's value is the truth's, by the truth's value."""
-    for factor in ("engine", "number_format", "attention", "isa_cap", "provenance"):
+    for factor in ("hardware", "engine", "number_format", "attention", "isa_cap", "provenance"):
         right: dict[str, list[float]] = {}
         for part in parts:
             platforms = {p.id: p for p in part.bench.data.platforms}
@@ -251,43 +301,53 @@ def _held_out_model(benches: Sequence[Bench], parameters: dict[str, Any], report
             return
         step(f"held-out model {bench.data.model}")
         verifier = fit_verifier(others, parameters=parameters)
-        parts.append(score_samples(verifier, bench, 32, 20, bench.settings, bench.settings))
+        parts.append(score_samples(verifier, bench, 32, 20, bench.data.rows))
         a = pooled([parts[-1]], 32)
         report.add("held_out_model", [{"model": bench.data.model, "accuracy": a.value, "ci_low": a.ci_low}])
     report.accuracies["replay.unseen_model.macro_accuracy"] = pooled(parts, 32)
     report.accuracies["nearest.unseen_model.macro_accuracy"] = pooled(parts, 32, Scored.nearest)
 
 
-def _held_out_platform(
-    benches: Sequence[Bench], parameters: dict[str, Any], setting: str, report: ReplayReport, step: Any
-) -> None:
+def _held_out_platform(benches: Sequence[Bench], parameters: dict[str, Any], report: ReplayReport, step: Any) -> None:
     """Platforms never trained on, in folds that keep classes whole; and the same with the truth not offered."""
     groups = _joint_classes(benches)
     names = sorted(groups)
-    known, unknown, parts = [], [], []
-    for fold, members in enumerate(group_folds([groups[n] for n in names], PLATFORM_FOLDS, seed=0)):
-        dropped = [names[i] for i in members]
-        step(f"held-out platforms {fold + 1}/{PLATFORM_FOLDS}")
-        verifier = fit_verifier(benches, parameters=parameters, held_out_setting=setting, dropped=dropped)
-        for bench in benches:
-            ids = bench.data.platform_ids()
-            chosen = [i for i, p in enumerate(ids) if p in dropped]
-            if not chosen:  # a platform that this model was not collected on
-                continue
-            at = bench.data.nuisances.index(setting)
-            part = score_samples(verifier, bench, 32, 20, [at], bench.settings, chosen)
-            parts.append(part)
-            known.append(part.scores.max(axis=1))
-            without = part.scores.copy()
-            without[np.arange(len(without)), part.truth] = -np.inf
-            unknown.append(without.max(axis=1))
+    dropped = [[names[i] for i in f] for f in group_folds([groups[n] for n in names], PLATFORM_FOLDS, seed=0)]
+    parts = []
+    for number, some in enumerate(dropped):
+        step(f"held-out platforms {number + 1}/{PLATFORM_FOLDS}")
+        verifier = fit_verifier(benches, parameters=parameters, dropped=some)
+        parts += score_dropped(verifier, benches, some)
     report.accuracies["replay.unseen_platform.macro_accuracy"] = pooled(parts, 32)
     report.accuracies["nearest.unseen_platform.macro_accuracy"] = pooled(parts, 32, Scored.nearest)
-    inside, outside = np.concatenate(known), np.concatenate(unknown)
+    inside, outside = open_set(parts)
     report.figures["replay.open_set.auroc"] = auroc(inside, outside)
     for scores, is_known in ((inside, 1), (outside, 0)):
         keep = np.linspace(0, len(scores) - 1, min(2000, len(scores))).astype(int)
         report.add("open_set", [{"score": float(s), "is_known": is_known} for s in np.sort(scores)[keep]])
+
+
+def score_dropped(verifier: Boosted, benches: Sequence[Bench], dropped: Collection[str]) -> list[Scored]:
+    """Samples of platforms that the verifier never saw, one part for each model that was collected on some.
+
+    Their signatures stand in the library.
+    """
+    parts = []
+    for bench in benches:
+        ids = bench.data.platform_ids()
+        rows = [row for row in bench.data.rows if ids[row[0]] in dropped]
+        if rows:
+            parts.append(score_samples(verifier, bench, 32, 20, rows))
+    return parts
+
+
+def open_set(parts: Sequence[Scored]) -> tuple[F32, F32]:
+    """The best score of each sample with its class among the candidates, and with that class not offered."""
+    inside, outside = [], []
+    for part in parts:
+        inside.append(part.scores.max(axis=1))
+        outside.append(np.where(part.alike, -np.inf, part.scores).max(axis=1))
+    return np.concatenate(inside), np.concatenate(outside)
 
 
 def _joint_classes(benches: Sequence[Bench]) -> dict[str, str]:

@@ -1,13 +1,18 @@
 """All signatures of one model, aligned on the likeliest tokens of its float64 reference.
 
-Every level of evidence but HSPI-LD reads these arrays, so that files are opened once. C platforms, S nuisance
-settings, P probes (of all sets, last position), K slots (tokens), k stored log-probabilities, H hypotheses.
+Every level of evidence but HSPI-LD reads these arrays, so that files are opened once. C platforms, S batch classes of
+the platform that has most, P probes (of all sets, last position), K slots (tokens), k stored log-probabilities, H
+hypotheses.
+
+A setting is a batch class of its platform (`signatures/batch_classes.py`), the first in place 0: place 1 of two
+platforms is two different things. Settings that answered alike, bit for bit, are one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,12 +40,15 @@ class Aligned:
 
     logprobs float32 (C, S, P, K): exact bits, NaN where a token was not reported; rank uint8 (C, S, P, K): place in
     the platform's own order, ABSENT where not reported; raw float32 (C, S, P, k): the platform's own order.
-    weights_hash and probe_hashes (by set): what was answered with, and to; empty where not known.
+    settings: of each platform, its classes by name, each with its batch sizes ("1-2 16-64", or those that were tried);
+    steady: of each, whether its bits are those of its class whatever shares the batch; complete: of each, whether its
+    classes were looked for, so that within the sizes tried there is no other. weights_hash and probe_hashes (by set):
+    what was answered with, and to; empty where not known.
     """
 
     model: str
     platforms: list[Platform]
-    nuisances: list[str]
+    settings: list[dict[str, str]]
     probes: list[tuple[str, int]]
     slots: npt.NDArray[np.int32]
     reference: npt.NDArray[np.float64]
@@ -51,11 +59,16 @@ class Aligned:
     predicted: npt.NDArray[np.float32] = field(default=None)  # type: ignore[arg-type]
     weights_hash: str = ""
     probe_hashes: dict[str, str] = field(default_factory=dict)
+    steady: list[bool] = field(default_factory=list)
+    complete: list[bool] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         p, k = self.slots.shape
         if self.lse is None:
             object.__setattr__(self, "lse", np.full(p, np.nan))
+        for name in ("steady", "complete"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, [False] * len(self.platforms))
         if self.predicted is None:
             object.__setattr__(self, "predicted", np.full((len(NAMES), p, k), np.nan, np.float32))
 
@@ -65,9 +78,19 @@ class Aligned:
         return np.asarray(np.isfinite(self.raw[:, :, :, 0]).all(axis=2))
 
     @property
+    def rows(self) -> list[tuple[int, int]]:
+        """(platform, setting) of all that was collected."""
+        return [(int(c), int(s)) for c, s in zip(*np.nonzero(self.present), strict=True)]
+
+    @property
     def residual(self) -> npt.NDArray[np.float32]:
         """(C, S, P, K): log-probability less the reference; each position keeps its normaliser's shift."""
         return (self.logprobs - self.reference).astype(np.float32)
+
+    def repeats(self, platform: int, setting: int) -> bool:
+        """Whether the platform answers so again, bit for bit, whenever its batch is of that class: a steady one does,
+        and so does any that is asked alone."""
+        return self.steady[platform] or list(self.settings[platform].values())[setting] == "1"
 
     def platform_ids(self) -> list[str]:
         return [p.id for p in self.platforms]
@@ -90,11 +113,19 @@ class Aligned:
         """The same, of these platforms alone."""
         return replace(
             self,
-            platforms=[self.platforms[i] for i in platforms],
             logprobs=self.logprobs[platforms],
             rank=self.rank[platforms],
             raw=self.raw[platforms],
+            **{name: [getattr(self, name)[i] for i in platforms] for name in _BY_PLATFORM},
         )
+
+    def without(self, held: Collection[tuple[int, int]]) -> Aligned:
+        """The same without these (platform, setting), of platforms whose classes are then no longer known to be all."""
+        arrays = {name: np.array(getattr(self, name)) for name in ("logprobs", "rank", "raw")}
+        for c, s in held:
+            arrays["logprobs"][c, s], arrays["rank"][c, s], arrays["raw"][c, s] = np.nan, ABSENT, np.nan
+        touched = {c for c, _ in held}
+        return replace(self, complete=[x and i not in touched for i, x in enumerate(self.complete)], **arrays)
 
     def joined(self, other: Aligned) -> Aligned:
         """The same, with another one's platforms beside its own; settings are those of both.
@@ -104,15 +135,14 @@ class Aligned:
         clash = any(other.probe_hashes.get(name, known) != known for name, known in self.probe_hashes.items())
         if clash or self.probes != other.probes or not np.array_equal(self.slots, other.slots):
             raise DataError(f"signatures of {self.model!r} must answer the detector's own probes, but these do not")
-        settings = sorted({*self.nuisances, *other.nuisances})
+        most = max(self.logprobs.shape[1], other.logprobs.shape[1])
 
         def both(name: str, empty: float) -> npt.NDArray[Any]:
-            return np.concatenate([_spread(d, getattr(d, name), settings, empty) for d in (self, other)])
+            return np.concatenate([_widened(getattr(d, name), most, empty) for d in (self, other)])
 
         return replace(
             self,
-            platforms=[*self.platforms, *other.platforms],
-            nuisances=settings,
+            **{name: [*getattr(self, name), *getattr(other, name)] for name in _BY_PLATFORM},
             logprobs=both("logprobs", np.nan),
             rank=both("rank", ABSENT),
             raw=both("raw", np.nan),
@@ -126,7 +156,9 @@ class Aligned:
         return replace(
             self,
             platforms=one,
-            nuisances=["observed"],
+            settings=[{"observed": ""}],
+            steady=[False],
+            complete=[False],
             logprobs=logprobs[None, None],
             rank=rank[None, None],
             raw=raw[None, None],
@@ -140,7 +172,9 @@ class Aligned:
         names = {
             "model": self.model,
             "platforms": [p.to_dict() for p in self.platforms],
-            "nuisances": self.nuisances,
+            "settings": self.settings,
+            "steady": self.steady,
+            "complete": self.complete,
             "probes": self.probes,
             "hypotheses": NAMES,
             "weights_hash": self.weights_hash,
@@ -164,15 +198,19 @@ class Aligned:
             raise DataError(f"{path} must be features written by `hspi featurize`, but: {error}") from error
         platforms = [Platform.from_dict(p) for p in names["platforms"]]
         probes = [(str(s), int(i)) for s, i in names["probes"]]
-        hashes = {n: names[n] for n in ("weights_hash", "probe_hashes") if n in names}
-        return cls(names["model"], platforms, names["nuisances"], probes, **arrays, **hashes)
+        more = {n: names[n] for n in ("weights_hash", "probe_hashes", "steady", "complete") if n in names}
+        settings = names.get("settings") or [dict.fromkeys(names["nuisances"], "") for _ in platforms]  # an older file
+        return cls(names["model"], platforms, settings, probes, **arrays, **more)
 
 
-def _spread(data: Aligned, array: npt.NDArray[Any], settings: list[str], empty: float) -> npt.NDArray[Any]:
-    """The array (C, S, …) with a place for each of `settings`, those that the data lack empty."""
-    out = np.full((len(array), len(settings), *array.shape[2:]), empty, array.dtype)
-    out[:, [settings.index(n) for n in data.nuisances]] = array
+def _widened(array: npt.NDArray[Any], settings: int, empty: float) -> npt.NDArray[Any]:
+    """The array (C, S, …) with places for so many settings, those that it lacks empty."""
+    out = np.full((len(array), settings, *array.shape[2:]), empty, array.dtype)
+    out[:, : array.shape[1]] = array
     return out
+
+
+_BY_PLATFORM = ("platforms", "settings", "steady", "complete")
 
 
 _ARRAYS = ("slots", "reference", "lse", "predicted", "logprobs", "rank", "raw")
@@ -220,27 +258,31 @@ def align(
     slots = np.concatenate([likeliest(reference[s]) for s in sets])
     lse = np.concatenate([normaliser(reference[s]) for s in sets])
     logits = np.concatenate([np.take_along_axis(reference[s], likeliest(reference[s]), axis=1) for s in sets])
-    platforms = {s.header.platform.id: s.header.platform for s in signatures}
+    mine = [s for s in signatures if s.header.probe_set in start]
+    placed = {id(s): s.header.placed for s in mine}
+    platforms = {p.id: p for p in placed.values()}
     names = sorted(platforms)
-    nuisances = sorted({s.header.nuisance.name for s in signatures})
-    shape = (len(names), len(nuisances), len(probes))
+    found = [_settings([s for s in mine if placed[id(s)].id == name]) for name in names]
+    shape = (len(names), max(len(f.sizes) for f in found), len(probes))
     logprobs = np.full((*shape, SLOTS), np.nan, np.float32)
     rank = np.full((*shape, SLOTS), ABSENT, np.uint8)
     raw = np.full((*shape, stored), np.nan, np.float32)
     hashes: dict[str, str] = {}
-    for signature in signatures:
+    for signature in mine:
         h = signature.header
-        if h.probe_set not in start:
-            continue
+        full = placed[id(signature)].id
         if hashes.setdefault(h.probe_set, h.probe_hash) != h.probe_hash:
-            raise DataError(f"signatures of {h.probe_set!r} must answer one list of probes: {h.platform.id} does not")
+            raise DataError(f"signatures of {h.probe_set!r} must answer one list of probes: {full} does not")
         last = signature.last_position()
         if last.probe_id.max() >= sizes[h.probe_set]:
             raise DataError(
                 f"signatures of {h.probe_set!r} must answer the {sizes[h.probe_set]} probes of the reference, "
-                f"but {h.platform.id} answers probe {last.probe_id.max()}"
+                f"but {full} answers probe {last.probe_id.max()}"
             )
-        c, s = names.index(h.platform.id), nuisances.index(h.nuisance.name)
+        c = names.index(full)
+        s = found[c].place.get(h.nuisance.name)
+        if s is None:  # it answered as another setting did
+            continue
         at = start[h.probe_set] + last.probe_id
         k = min(stored, h.top_k)
         logprobs[c, s, at], rank[c, s, at] = place(slots[at], last.topk_ids[:, :k], last.topk_logprobs[:, :k])
@@ -251,7 +293,7 @@ def align(
     return Aligned(
         model,
         [platforms[n] for n in names],
-        nuisances,
+        [f.sizes for f in found],
         probes,
         slots,
         logits - lse[:, None],
@@ -262,4 +304,38 @@ def align(
         None if predicted is None else np.concatenate([predicted[s] for s in sets], axis=1),  # type: ignore[arg-type]
         weights_hash="".join(weights),
         probe_hashes=hashes,
+        steady=[f.steady for f in found],
+        complete=[f.complete for f in found],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """One platform's batch classes: sizes by name, the place of each that is kept, and what is known of them."""
+
+    sizes: dict[str, str]
+    place: dict[str, int]
+    steady: bool
+    complete: bool
+
+
+def _settings(signatures: Sequence[Signature]) -> _Settings:
+    """What one platform's signatures say of its classes; without a search, what equal bits say.
+
+    Where nobody looked for classes, a platform that no two of three settings or more answered alike is unsteady.
+    """
+    digests: dict[str, Any] = {}
+    sizes = {s.header.nuisance.name: s.header.nuisance.batch_size for s in signatures}
+    for s in sorted(signatures, key=lambda s: s.header.probe_set):
+        digest = digests.setdefault(s.header.nuisance.name, hashlib.sha256())
+        digest.update(s.header.probe_set.encode() + s.topk_logprobs.tobytes() + s.topk_ids.tobytes())
+    groups: dict[bytes, list[str]] = {}
+    for name in sorted(digests, key=lambda n: (sizes[n], n)):
+        groups.setdefault(digests[name].digest(), []).append(name)
+    searched = next((s.header.batch_classes for s in signatures if s.header.batch_classes), None)
+    kept = {some[0]: " ".join(str(sizes[n]) for n in some) for some in groups.values()}
+    if searched and searched.steady:
+        kept = {name: searched.sizes.get(name, tried) for name, tried in kept.items()}
+    steady = searched.steady if searched else not (len(digests) == len(groups) >= 3)
+    complete = bool(searched and searched.steady and set(searched.sizes) <= set(digests))
+    return _Settings(kept, {name: i for i, name in enumerate(kept)}, steady, complete)

@@ -1,7 +1,7 @@
 """Equivalence classes: platforms that the probes cannot tell apart under nuisance. Measured, never declared.
 
-Two platforms are one class on a model if every setting hashes alike, or if telling them apart across settings, one
-probe at a time, is not better than chance (DESIGN.md §3).
+Two platforms are one class on a model if every setting hashes alike, or if telling them apart, one probe at a time, is
+not better than chance (DESIGN.md §3).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.evidence.aligned import Aligned
-from hspi.evidence.replay import F32, STATISTICS
+from hspi.evidence.cores import on_all_cores
+from hspi.evidence.replay import F32, LOG_DISTANCE, pair_statistics
 
-_LOG_DISTANCE = STATISTICS.index("log_distance")
 Z = 2.33  # one-sided 99 %
 
 
@@ -23,8 +23,9 @@ Z = 2.33  # one-sided 99 %
 class Classes:
     """One model's classes. label[i]: class of platform i; names and members by class.
 
-    separation (C, C): share of probes on which an observation is nearer to its own platform's signature under another
-    setting than to the other platform's; low (C, C): its lower 99 % bound over probes.
+    separation (C, C): share of probes on which an observation is nearer to its own platform's signatures than to the
+    other platform's, an unsteady platform's own setting left out; low (C, C): its lower 99 % bound over probes;
+    distance (C, C): log10 of how far they are apart on a probe, the nearest settings counting.
     """
 
     model: str
@@ -32,6 +33,7 @@ class Classes:
     label: list[int]
     separation: npt.NDArray[np.float64]
     low: npt.NDArray[np.float64]
+    distance: npt.NDArray[np.float64]
 
     @property
     def count(self) -> int:
@@ -59,6 +61,7 @@ class Classes:
             [number[label] for label in old],
             self.separation[np.ix_(platforms, platforms)],
             self.low[np.ix_(platforms, platforms)],
+            self.distance[np.ix_(platforms, platforms)],
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -68,6 +71,7 @@ class Classes:
             "label": self.label,
             "separation": np.round(self.separation, 4).tolist(),
             "low": np.round(self.low, 4).tolist(),
+            "distance": np.round(self.distance, 4).tolist(),
         }
 
     @classmethod
@@ -78,64 +82,71 @@ class Classes:
             list(data["label"]),  # type: ignore[call-overload]
             np.asarray(data["separation"], float),
             np.asarray(data["low"], float),
+            np.asarray(data.get("distance", np.zeros_like(data["low"])), float),  # older detectors have none
         )
 
 
-def separations(
-    statistics: F32, settings: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Single-probe separation of each pair of platforms and its standard error over probes: two (C, C).
-
-    statistics (C, S, C, S, P, T): each setting observed against every one; settings (C, S): which exist. NaN where two
-    platforms share no two settings.
+def row_distances(data: Aligned, k: int) -> tuple[F32, F32]:
+    """How far each setting's answers are from each platform's nearest one, probe by probe: log10 (R, C, P), and from
+    their own platform's as `own_settings` has it, (R, P); R rows as `Aligned.rows`. The nearest costs C·S comparisons
+    a row, all that grows faster than the number of platforms.
     """
-    c = len(settings)
-    distance = statistics[..., _LOG_DISTANCE]
-    mean = np.full((c, c), np.nan)
-    error = np.full((c, c), np.nan)
-    for a in range(c):
-        shared = settings & settings[a]  # alike for both, since the nearest of more settings is nearer
-        won = np.zeros((c, distance.shape[-1]))
-        count = np.zeros(c)
-        for b in np.flatnonzero(settings[a]):
-            others = shared.copy()
-            others[:, b] = False
-            own = np.where(others[:, :, None], distance[a, b, a], np.inf).min(axis=1)  # (C, P)
-            near = np.where(others[:, :, None], distance[a, b], np.inf).min(axis=1)
-            some = others.any(axis=1)
-            won[some] += np.where(own < near, 1.0, np.where(own == near, 0.5, 0.0))[some]
-            count += some
-        measured = count > 0
-        by_probe = won[measured] / count[measured, None]
-        mean[a, measured] = by_probe.mean(axis=1)
-        error[a, measured] = by_probe.std(axis=1) / np.sqrt(by_probe.shape[1])
-    both = 0.5 * (mean + mean.T)
-    np.fill_diagonal(both, 0.5)
-    return both, 0.5 * np.sqrt(error**2 + error.T**2)
+    rows, present = data.rows, data.present
+    c, s, p, slots = data.logprobs.shape
+    flat, ranks = data.logprobs.reshape(c * s, p, slots), data.rank.reshape(c * s, p, slots)
+    every = np.empty((len(rows), c, p), np.float32)
+    own = np.empty((len(rows), p), np.float32)
+
+    def fill(i: int) -> None:
+        a, b = rows[i]
+        found = pair_statistics(data.logprobs[a, b], data.rank[a, b], flat, ranks, data.reference, k)[..., LOG_DISTANCE]
+        distance = np.where(present[..., None], found.reshape(c, s, p), np.inf)
+        every[i] = distance.min(axis=1)
+        own[i] = np.where(own_settings(data, a, b)[:, None], distance[a], np.inf).min(axis=0)
+
+    on_all_cores(fill, range(len(rows)))
+    return every, own
 
 
-def measure(data: Aligned, statistics: F32) -> Classes:
-    """Classes of one model, numbered by their first member. `data` must hold training probes alone.
+def own_settings(data: Aligned, platform: int, setting: int) -> npt.NDArray[np.bool_]:
+    """(S,): what stands for a platform beside its answers under a setting: of a steady one all, for its class repeats
+    bit for bit; of an unsteady one the others, for another company answers otherwise, unless it was alone.
+    """
+    usable = data.present[platform].copy()
+    if not data.repeats(platform, setting):
+        usable[setting] = False
+    return np.asarray(usable)
 
-    statistics float32 (C, S, C, S, P, T) over the same probes, as `all_pair_statistics` gives them.
+
+def measure(data: Aligned, k: int) -> Classes:
+    """Classes of one model, numbered by their first member, by the k best tokens of each answer. `data` must hold
+    training probes alone.
     """
     c = len(data.platforms)
-    separation, error = separations(statistics, data.present)
-    low = separation - Z * error
-    same = low <= 0.5
-    hashes = [_bits(data, i) for i in range(c)]
-    for i in range(c):
-        for j in range(c):
-            same[i, j] |= hashes[i] == hashes[j]
-    return Classes(data.model, data.platform_ids(), _components(same), separation, low)
+    every, own = row_distances(data, k)
+    platform = np.array([a for a, _ in data.rows])
+    tellable = np.isfinite(own).all(axis=1)
+    won = np.where(own[:, None] < every, 1.0, np.where(own[:, None] == every, 0.5, 0.0)).astype(np.float32)
+    mean, error, distance = (np.full((c, c), np.nan) for _ in range(3))
+    for a in range(c):
+        distance[a] = every[platform == a].mean(axis=(0, 2))
+        some = (platform == a) & tellable
+        if some.any():
+            by_probe = won[some].mean(axis=0)
+            mean[a], error[a] = by_probe.mean(axis=1), by_probe.std(axis=1) / np.sqrt(by_probe.shape[1])
+    separation = 0.5 * (mean + mean.T)
+    np.fill_diagonal(separation, 0.5)
+    low = separation - Z * 0.5 * np.sqrt(error**2 + error.T**2)
+    hashes = [bits(data, i) for i in range(c)]
+    same = (low <= 0.5) | np.array([[a == b for b in hashes] for a in hashes])
+    return Classes(data.model, data.platform_ids(), _components(same), separation, low, 0.5 * (distance + distance.T))
 
 
-def _bits(data: Aligned, i: int) -> str:
+def bits(data: Aligned, i: int) -> str:
     """Hash of all that a platform answered, setting by setting."""
     digest = hashlib.sha256()
-    for s, name in enumerate(data.nuisances):
-        if data.present[i, s]:
-            digest.update(name.encode() + data.raw[i, s].tobytes() + data.rank[i, s].tobytes())
+    for s in np.flatnonzero(data.present[i]):
+        digest.update(data.raw[i, s].tobytes() + data.rank[i, s].tobytes())
     return digest.hexdigest()
 
 

@@ -15,8 +15,7 @@ import numpy as np
 from hspi import zoo
 from hspi.errors import DataError
 from hspi.evidence.aligned import Aligned, align
-from hspi.evidence.equivalence import Classes, measure
-from hspi.evidence.replay import all_pair_statistics
+from hspi.evidence.equivalence import Classes, bits, measure
 from hspi.files import read_json, write_json
 from hspi.probes import ProbeSpec
 from hspi.reference.store import references
@@ -36,13 +35,11 @@ class Library:
     @classmethod
     def measured(cls, data: Aligned, seed: int, top_k: int) -> Library:
         """With equivalence classes, measured on the probes that train and calibrate (`splits.split_probes` by `seed`)
-        and on the `top_k` likeliest tokens of each. Compares each setting with each: seconds for tens of platforms.
+        and on the `top_k` likeliest tokens of each. Compares each setting with each: seconds for a hundred platforms.
         """
         split = split_probes(data.probes, seed)
         part = data.on_probes(np.sort(np.concatenate([split.fit, split.calibrate])))
-        c, s = data.present.shape
-        statistics = all_pair_statistics(part, [(i, j) for i in range(c) for j in range(s)], top_k)
-        return cls(data, measure(part, statistics.reshape(c, s, *statistics.shape[1:])))
+        return cls(data, measure(part, top_k))
 
     @property
     def model(self) -> str:
@@ -64,6 +61,14 @@ class Library:
         if len(at) < 2:
             raise DataError(f"there must be at least 2 candidates for {self.model!r}, but got {len(at)}")
         return Library(self.data.only(at), self.classes.only(at))
+
+    def distinct(self) -> Library:
+        """Without platforms that answered as an earlier one did, bit for bit, under every setting: to compare one of
+        them is to compare all."""
+        seen: dict[str, str] = {}
+        for i, name in enumerate(self.platform_ids):
+            seen.setdefault(bits(self.data, i), name)
+        return self.only(list(seen.values()))
 
     def joined(self, other: Aligned, seed: int, top_k: int) -> Library:
         """With another one's platforms beside its own; the classes are measured anew. Raises as `Aligned.joined`."""

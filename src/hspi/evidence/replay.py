@@ -7,14 +7,11 @@ statistics of a probe add up, so that any sample of probes costs one matrix prod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numba
 import numpy as np
 import numpy.typing as npt
 
 from hspi.evidence.aligned import Aligned
-from hspi.evidence.cores import on_all_cores
 from hspi.evidence.median import median
 
 F32 = npt.NDArray[np.float32]
@@ -33,6 +30,7 @@ STATISTICS = (
     "correlation",  # of the residuals, of this probe alone
 )
 T = len(STATISTICS)
+LOG_DISTANCE = STATISTICS.index("log_distance")
 
 PAIR_FEATURES = (
     "distance",
@@ -49,8 +47,6 @@ PAIR_FEATURES = (
 )
 FEATURES = (
     *PAIR_FEATURES,
-    "mean_distance",
-    "mean_equal",
     "self_distance",
     "self_equal",
     "self_near",
@@ -63,9 +59,9 @@ FEATURES = (
 
 # The nearer, the likelier: an observation that equals a signature bit for bit must never look odd for being too near.
 DIRECTION = {
-    **dict.fromkeys(("distance", "mean_log_distance", "missing", "mean_distance"), -1),
+    **dict.fromkeys(("distance", "mean_log_distance", "missing"), -1),
     **dict.fromkeys(("excess_distance", "excess_mean_log_distance"), -1),
-    **dict.fromkeys(("correlation", "equal", "near", "all_equal", "mean_correlation", "mean_equal", "excess_equal"), 1),
+    **dict.fromkeys(("correlation", "equal", "near", "all_equal", "mean_correlation", "excess_equal"), 1),
 }
 
 
@@ -163,19 +159,22 @@ def pair_statistics(
     return out.astype(np.float32)
 
 
-def all_pair_statistics(data: Aligned, observed: Sequence[tuple[int, int]], k: int) -> F32:
-    """Each observed (platform, setting) against every one: float32 (O, C, S, P, T)."""
-    c, s, p, slots = data.logprobs.shape
-    flat, ranks = data.logprobs.reshape(c * s, p, slots), data.rank.reshape(c * s, p, slots)
-    out = np.empty((len(observed), c, s, p, T), np.float32)
+def nearest_setting(statistics: F32, usable: npt.NDArray[np.bool_]) -> F32:
+    """Of each probe, the statistics of the candidate's setting that is nearest to its answer: (…, S, P, T) → (…, P, T).
 
-    def fill(i: int) -> None:
-        a, b = observed[i]
-        found = pair_statistics(data.logprobs[a, b], data.rank[a, b], flat, ranks, data.reference, k)
-        out[i] = found.reshape(c, s, p, T)
+    usable (…, S): which settings stand in the library; NaN where none does. Answer by answer, since a server's batches
+    grow and shrink while it is asked, and with them the kernels that run.
+    """
+    distance = np.where(usable[..., None], statistics[..., LOG_DISTANCE], np.inf)
+    best = np.argmin(distance, axis=-2)
+    found = np.take_along_axis(statistics, best[..., None, :, None], axis=-3)[..., 0, :, :]
+    return np.where(usable.any(axis=-1)[..., None, None], found, np.nan).astype(np.float32)
 
-    on_all_cores(fill, range(len(observed)))
-    return out
+
+def setting_statistics(data: Aligned, platform: int, k: int) -> F32:
+    """Each setting of a platform observed against each of its own: float32 (S, S, P, T)."""
+    own = data.logprobs[platform], data.rank[platform]
+    return np.stack([pair_statistics(a, b, *own, data.reference, k) for a, b in zip(*own, strict=True)])
 
 
 def pair_features(total: F32, k: int) -> F32:
@@ -199,52 +198,25 @@ def pair_features(total: F32, k: int) -> F32:
     return np.stack(columns, axis=-1).astype(np.float32)
 
 
-def candidate_features(pairs: F32, usable: npt.NDArray[np.bool_], own: F32) -> F32:
-    """Features of (observation, candidate platform) from those of its settings.
+def candidate_features(pairs: F32, own: F32) -> F32:
+    """Features of (observation, candidate platform), and their excess over what the candidate differs from itself.
 
-    pairs (…, C, S, F): the observation against each setting; usable (…, C, S) or (C, S): which settings stand in the
-    library; own (C, 4): how far the candidate is from itself across its settings (`self_features`).
-    Returns (…, C, len(FEATURES)): the nearest setting's features, means over settings, and the excess over `own`.
+    pairs (…, C, F): of the statistics that `nearest_setting` gives; own (…, C, 4): `self_features`, NaN for a steady
+    candidate. Returns (…, C, len(FEATURES)), NaN where a candidate has no usable setting.
     """
-    distance = np.where(usable, pairs[..., 0], np.inf)
-    best = np.argmin(distance, axis=-1)
-    nearest = np.take_along_axis(pairs, best[..., None, None], axis=-2)[..., 0, :]
-    weight = np.broadcast_to(usable, distance.shape).astype(np.float32)
-    weight = weight / np.maximum(weight.sum(axis=-1, keepdims=True), 1)
-    mean = (pairs * weight[..., None]).sum(axis=-2)
-    own = np.broadcast_to(own, (*nearest.shape[:-1], own.shape[-1]))
-    extra = [
-        mean[..., 0],
-        mean[..., 2],
-        own[..., 0],
-        own[..., 1],
-        own[..., 2],
-        own[..., 3],
-        nearest[..., 0] - own[..., 0],
-        nearest[..., 2] - own[..., 1],
-        nearest[..., 7] - own[..., 3],
-    ]
-    features = np.concatenate([nearest, np.stack(extra, axis=-1)], axis=-1)
-    features[~np.broadcast_to(usable, distance.shape).any(axis=-1)] = np.nan
-    return features.astype(np.float32)
+    own = np.broadcast_to(own, (*pairs.shape[:-1], own.shape[-1]))
+    excess = np.stack([pairs[..., 0] - own[..., 0], pairs[..., 2] - own[..., 1], pairs[..., 7] - own[..., 3]], axis=-1)
+    return np.concatenate([pairs, own, excess], axis=-1).astype(np.float32)
 
 
-def self_features(statistics: F32, usable: npt.NDArray[np.bool_], k: int) -> F32:
-    """How a platform differs from itself across settings: (C, 4) distance, equal, near, mean_log_distance.
+def self_features(statistics: F32, settings: npt.NDArray[np.bool_], usable: npt.NDArray[np.bool_], k: int) -> F32:
+    """How an unsteady platform differs from itself: float32 (4,) distance, equal, near, mean_log_distance.
 
-    statistics (C, S, S, P', T): each setting observed against each other of the same platform, on probes that no
-    sample uses; usable (C, S). NaN where a platform has one setting only. The nearest other setting counts, as it
-    does for an observation.
+    statistics (S, S, P, T): as `setting_statistics` has it, on probes that no sample uses; settings (S,): those that do
+    not repeat, each compared with the nearest other of the library's, `usable` (S,). NaN where there are none.
     """
-    c = len(usable)
-    pairs = pair_features(statistics.mean(axis=3), k)  # (C, S, S, F)
-    out = np.full((c, 4), np.nan, np.float32)
-    for i in range(c):
-        rows = []
-        for a in np.flatnonzero(usable[i]):
-            others = [b for b in np.flatnonzero(usable[i]) if b != a]
-            if others:
-                rows.append(min((pairs[i, a, b] for b in others), key=lambda f: f[0]))
-        if rows:
-            out[i] = np.mean(rows, axis=0)[[0, 2, 3, 7]]
-    return out
+    held = [nearest_setting(statistics[a], usable & (np.arange(len(usable)) != a)) for a in np.flatnonzero(settings)]
+    if not held or not np.isfinite(held[0]).all():
+        return np.full(4, np.nan, np.float32)
+    pairs = pair_features(np.stack(held).mean(axis=1), k)
+    return np.asarray(pairs.mean(axis=0)[[0, 2, 3, 7]], np.float32)

@@ -11,6 +11,11 @@ import numpy.typing as npt
 from hspi.errors import ConfigError
 
 Provenance = Literal["real", "capped", "emulated"]
+# Variables that hold a CPU library to an instruction set, and do nothing else.
+CAPS = frozenset(
+    ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR",
+     "MKL_DEBUG_CPU_TYPE", "CT2_FORCE_CPU_ISA")
+)  # fmt: skip
 PROVENANCES = ("real", "capped", "emulated")
 
 LogProbs = npt.NDArray[np.float32]
@@ -66,6 +71,15 @@ class Platform:
     def on(self, hardware: str) -> Platform:
         """The same software on that hardware, with its full id."""
         return replace(self, id=f"{hardware}/{self.software}", hardware=hardware)
+
+    @property
+    def recipe(self) -> tuple[object, ...]:
+        """The software without the instruction set that it may use: what two machines, or a machine and a cap on it,
+        can have in common."""
+        env = tuple(sorted((k, v) for k, v in self.env.items() if k not in CAPS))
+        options = tuple(sorted((k, str(v)) for k, v in self.options.items()))
+        kernels = (self.attention, self.compile, self.tensor_parallel)
+        return (self.engine, self.device, self.dtype, self.quantization, self.kv_cache, *kernels, env, options)
 
     def computes_as(self, other: Platform) -> bool:
         """Whether both records describe the same arithmetic: notes and requirements do not count."""

@@ -7,7 +7,7 @@ on, and otherwise between. So a class is a set of ranges, named after its smalle
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -17,6 +17,7 @@ from hspi.platforms.record import Nuisance
 MOST = 64  # batch sizes above are not looked at
 # Where kernels were seen to change, or would: powers of two, their neighbours, and what lies between.
 GRID = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64)
+FIRST = (16, 64)  # where company is tried first: who answers otherwise in another one at both is unsteady
 MANY = 8  # classes; a platform with more is not described by ranges
 # Of a platform whose answers depend on what shares the batch: alone, and in three kinds of company.
 UNSTEADY = (1, 4, 7, 16)
@@ -28,9 +29,11 @@ Ask = Callable[[int, int | None], Digests]
 
 @dataclass(frozen=True, slots=True)
 class BatchClasses:
-    """sizes: by class name (`b1`, `b3`), its batch sizes as text, "1-2 16-64". An unsteady platform's answers depend on
-    what shares the batch, or on the place in it; its classes are then no more than the settings it was collected under,
-    and `spread` is the share of probes whose bits changed in another company.
+    """sizes: by class name (`b1`, `b3`), its batch sizes as text, "1-2 16-64". A size at which the place in the batch
+    decides between classes stands in each of them.
+
+    An unsteady platform's answers depend on what shares the batch; its classes are then no more than the settings it
+    was collected under, and `spread` is the share of probes whose bits changed in another company.
     """
 
     sizes: dict[str, str] = field(default_factory=dict)
@@ -53,64 +56,81 @@ def setting(size: int) -> Nuisance:
 def find(ask: Ask, most: int = MOST) -> BatchClasses:
     """The classes of one platform on one model, from its answers to the same probes at batch sizes up to `most`.
 
-    Sizes of GRID are tried, and between two that differ the threshold is sought by halving. Each size is served in a
-    company of its own; where bits differ, another company at the same size tells whether the size or the company did
-    it. At least one size of several is always tried in two kinds of company.
+    Sizes of GRID are tried, each in a company of its own, and between two that differ the threshold is sought by
+    halving. Where a class begins, another company at the same size tells whether the size or the company decides.
     """
-    label: dict[int, int] = {}
-    known: list[Digests] = []
-
-    def classify(size: int) -> int:
-        if size not in label:
-            found = ask(size, size)
-            same = next((i for i, other in enumerate(known) if other == found), None)
-            if same is None:
-                known.append(found)
-            label[size] = len(known) - 1 if same is None else same
-        return label[size]
-
+    served = _Served(ask)
+    spreads = [served.spread(size) for size in FIRST if size <= most]
+    if spreads and all(spreads):
+        return unsteady(max(spreads), most)
     grid = [size for size in GRID if size <= most]
-    for size in grid:
-        fresh = len(known)
-        if classify(size) == fresh or size in (2, grid[-1]):
-            spread = _spread(ask, size, known[label[size]])
-            if spread or len(known) > MANY:
-                return BatchClasses({f"b{n}": str(n) for n in UNSTEADY if n <= most}, False, spread)
     for low, high in pairwise(grid):
-        _halve(classify, low, high)
-    return BatchClasses(_ranges(label))
+        served.halve(low, high)
+    begins = {min(sizes) for sizes in served.classes().values()} - {1}
+    mixed = {size: spread for size in sorted(begins | {2} & set(grid)) if (spread := served.spread(size))}
+    classes = {c: own for c, sizes in served.classes().items() if (own := [s for s in sizes if s not in mixed])}
+    if len(classes) > MANY or not served.explain(mixed, classes.values()):
+        return unsteady(max([*spreads, *mixed.values()]), most)
+    order = sorted(served.label)
+    sizes = {f"b{min(own)}": _ranges(order, {*own, *mixed}) for own in classes.values()}
+    return BatchClasses(sizes)
 
 
-def _spread(ask: Ask, size: int, seen: Digests) -> float:
-    """The share of probes that another company changes; nobody is in company alone."""
-    if size == 1:
-        return 0.0
-    other = ask(size, None)
-    return sum(a != b for a, b in zip(seen, other, strict=True)) / len(seen)
+def unsteady(spread: float, most: int = MOST) -> BatchClasses:
+    return BatchClasses({f"b{n}": str(n) for n in UNSTEADY if n <= most}, False, spread)
 
 
-def _halve(classify: Callable[[int], int], low: int, high: int) -> None:
-    """Look at sizes between two that differ until neighbours do."""
-    if high - low > 1 and classify(low) != classify(high):
-        middle = (low + high) // 2
-        _halve(classify, low, middle)
-        _halve(classify, middle, high)
+class _Served:
+    """What was served at each size so far. label: by size, sizes of equal bits have equal ones."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._answers: dict[int, Digests] = {}
+        self._others: dict[int, Digests] = {}
+        self.label: dict[int, int] = {}
+
+    def at(self, size: int) -> Digests:
+        if size not in self._answers:
+            found = self._answers[size] = self._ask(size, size)
+            same = (s for s, other in self._answers.items() if s != size and other == found)
+            self.label[size] = next((self.label[s] for s in same), len(set(self.label.values())))
+        return self._answers[size]
+
+    def spread(self, size: int) -> float:
+        """The share of probes that another company of this size changes."""
+        first, other = self.at(size), self._others.setdefault(size, self._ask(size, None))
+        return sum(a != b for a, b in zip(first, other, strict=True)) / len(first)
+
+    def halve(self, low: int, high: int) -> None:
+        """Look at sizes between two that differ until neighbours do."""
+        if self.at(low) != self.at(high) and high - low > 1:
+            middle = (low + high) // 2
+            self.halve(low, middle)
+            self.halve(middle, high)
+
+    def classes(self) -> dict[int, list[int]]:
+        """Sizes of equal bits, by label, in the order of the smallest."""
+        out: dict[int, list[int]] = {}
+        for size in sorted(self.label):
+            out.setdefault(self.label[size], []).append(size)
+        return out
+
+    def explain(self, mixed: Iterable[int], classes: Iterable[list[int]]) -> bool:
+        """Whether each answer at these sizes, in either company, is that of one of the classes."""
+        pure = [self._answers[sizes[0]] for sizes in classes]
+        known = [set(one) for one in zip(*pure, strict=True)]
+        found = [some for size in mixed for some in (self._answers[size], self._others[size])]
+        return all(one in known[i] for some in found for i, one in enumerate(some))
 
 
-def _ranges(label: dict[int, int]) -> dict[str, str]:
-    """Each class's sizes, those between two sizes of one class among them."""
-    order = sorted(label)
-    runs: list[list[int]] = []  # class, first, last
-    for size in order:
-        if runs and runs[-1][0] == label[size]:
-            runs[-1][2] = size
+def _ranges(order: Sequence[int], own: set[int]) -> str:
+    """Sizes as ranges, those between two neighbours of `order` that are both in it among them."""
+    runs: list[list[int]] = []
+    for i, size in enumerate(order):
+        if size not in own:
+            continue
+        if runs and runs[-1][1] == order[i - 1]:
+            runs[-1][1] = size
         else:
-            runs.append([label[size], size, size])
-    return {
-        f"b{min(first for c, first, _ in runs if c == name)}": " ".join(_range(a, b) for c, a, b in runs if c == name)
-        for name in dict.fromkeys(c for c, _, _ in runs)
-    }
-
-
-def _range(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}-{last}"
+            runs.append([size, size])
+    return " ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -1,0 +1,83 @@
+"""What speaks against a claim that its own signatures do not fit: one rule, for files and for endpoints.
+
+That an observation is unlike the claim's signatures is no ground to accuse: it may come from a batch class that nobody
+collected, and such a class may be as far from the platform's others as the next platform is. No distance parts the two:
+the least bound that spared every held-out class of one engine and number format accused one of another. So a claim is
+contradicted where besides
+
+- a rival's signature fits, bit for bit, that the claimed software cannot be in disguise, or
+- the residuals exclude the claimed number format for a coarser one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from hspi.detectors.number_format import Formats
+from hspi.evidence.aligned import Aligned
+from hspi.evidence.replay import F32, PAIR_FEATURES
+from hspi.platforms.record import Platform
+
+FITS = 0.98  # share of values within two units in the last place; a class that is served again gives all of them
+NEAR, MISSING = (PAIR_FEATURES.index(name) for name in ("near", "missing"))
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Grounds:
+    """Of one library's C platforms. label: what a verdict tells apart; steady, complete: as `Aligned` has them."""
+
+    platforms: tuple[Platform, ...]
+    label: tuple[int, ...]
+    steady: tuple[bool, ...]
+    complete: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, data: Aligned, label: Sequence[int]) -> Grounds:
+        return cls(tuple(data.platforms), tuple(label), tuple(data.steady), tuple(data.complete))
+
+    def without(self, platform: int) -> Grounds:
+        """The same where one of a platform's classes is not known."""
+        return replace(self, complete=tuple(x and i != platform for i, x in enumerate(self.complete)))
+
+    def fits(self, pairs: F32, agrees: Bools) -> Bools:
+        """Which candidates the answers are those of: (…, C).
+
+        pairs (…, C, F): pair features; agrees (…, C): where the verifier takes both for one platform, which is all that
+        can be asked of an unsteady one.
+        """
+        same = (pairs[..., NEAR] >= FITS) & (pairs[..., MISSING] <= 1 - FITS)
+        return np.where(np.asarray(self.steady), same, agrees)
+
+    def rivals(self, claimed: Sequence[int], hardware: bool) -> Bools:
+        """Whose fit contradicts a claim that the platforms `claimed` are: (C,). hardware: whether the claim names it.
+
+        One of another engine or number format does, and one with other kernels. The same software on other hardware or
+        held to another ISA may share kernels with a batch class of the claim's: it counts only against a claim that
+        names its hardware, and where no batch class is missing.
+        """
+        own = {self.label[i] for i in claimed}
+        whole = hardware and all(self.complete[i] for i in claimed)
+        recipes = {self.platforms[i].recipe for i in claimed}
+        return np.array(
+            [
+                bool(claimed) and self.label[r] not in own and (whole or p.recipe not in recipes)
+                for r, p in enumerate(self.platforms)
+            ]
+        )
+
+    def against(self, claimed: Sequence[int], hardware: bool, fits: Bools) -> str:
+        """Whose answers they are, where that speaks against a claim; else nothing. fits (C,)."""
+        found = np.flatnonzero(fits & self.rivals(claimed, hardware))
+        return f"the answers are those of {self.platforms[int(found[0])].id}" if len(found) else ""
+
+
+def against_format(told: Formats | None, claimed: str | None) -> str:
+    """What the residuals say against a claimed number format, or nothing."""
+    if told is None or claimed is None or not told.excludes(claimed):
+        return ""
+    return f"every part of the answers shows the number format {told.found}, none the claimed {claimed}"
