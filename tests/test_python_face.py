@@ -16,7 +16,7 @@ import hspi
 from conftest import Tree, free_port
 
 PAGE = (Path(__file__).parent.parent / "docs" / "python.md").read_text("utf-8")
-COLLECT, JUDGE, AUDIT = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+COLLECT, JUDGE, AUDIT, WHOAMI = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 
 def test_the_face_shows_what_it_promises_and_nothing_heavy_is_imported_for_it() -> None:
@@ -31,8 +31,9 @@ def test_the_face_shows_what_it_promises_and_nothing_heavy_is_imported_for_it() 
 
 def test_functions_stay_functions_whatever_was_imported_before() -> None:
     """A package of the same name would take the attribute's place once anything imports it."""
-    code = "import hspi.audits.run, hspi.signatures.collect, hspi.judging, hspi.cli.audit, hspi\n"
-    code += "assert all(callable(getattr(hspi, n)) for n in ('audit', 'collect', 'judge'))"
+    code = "import hspi.audits.run, hspi.signatures.collect, hspi.judging, hspi.identity\n"
+    code += "import hspi.cli.audit, hspi.cli.whoami, hspi\n"
+    code += "assert all(callable(getattr(hspi, n)) for n in ('audit', 'collect', 'judge', 'whoami'))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -64,4 +65,5 @@ def test_the_examples_of_the_page_run_as_they_stand(smoke: Tree, served: int) ->
     assert (smoke.path / "audits" / "mine" / "manifest.json").exists()
     again = smoke.run("hspi", "audit", "--replay", "audits/mine", "--json")
     assert f'"outcome": "{audited[-1].split()[0]}"' in again
+    assert said(smoke, WHOAMI)[-1].endswith("alike in 1 of 1 software")
     shutil.rmtree(smoke.path / "signatures")  # other tests find the tree as the pipeline left it

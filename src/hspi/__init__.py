@@ -2,7 +2,8 @@
 
 Implements and extends *Hardware and Software Platform Inference* (Zhang et al., arXiv 2411.05197). Whatever the command
 line does, this face does too: `collect` makes signatures, `judge` says which platform a signature file comes from,
-`audit` holds an endpoint against its claim. docs/python.md has an example of each.
+`audit` holds an endpoint against its claim, `whoami` says which hardware this machine computes like. docs/python.md has
+an example of each.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hspi.audits.run import audit as audit
+    from hspi.identity import whoami as whoami
     from hspi.judging import judge as judge
     from hspi.platforms.record import Platform as Platform
     from hspi.signatures.collect import collect as collect
@@ -26,8 +28,9 @@ _FACE = {
     "audit": "hspi.audits.run",
     "collect": "hspi.signatures.collect",
     "judge": "hspi.judging",
+    "whoami": "hspi.identity",
 }
-__all__ = ["Platform", "Verdict", "audit", "collect", "judge"]
+__all__ = ["Platform", "Verdict", "audit", "collect", "judge", "whoami"]
 
 
 def __getattr__(name: str) -> Any:

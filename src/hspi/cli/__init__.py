@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from hspi import __version__
-from hspi.cli import audit, catalogue, monitor, signatures, stages, verdict
+from hspi.cli import audit, catalogue, monitor, signatures, stages, verdict, whoami
 from hspi.errors import HspiError
 from hspi.quiet import be_quiet
 
@@ -46,9 +46,10 @@ def main() -> None:
       hspi verdict FILE.parquet --claim torch-bf16        judge a signature
       hspi audit --base-url URL --model NAME --weights llama --claim torch-bf16
       hspi monitor --base-url URL --model NAME --weights llama    audit again: did the class change?
+      hspi whoami                                         which known hardware this machine computes like
     """
 
 
-for module in (catalogue, signatures, stages, verdict, audit, monitor):
+for module in (catalogue, signatures, stages, verdict, audit, monitor, whoami):
     for command in module.COMMANDS:
         main.add_command(command)

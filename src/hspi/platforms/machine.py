@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform as host
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -48,6 +49,7 @@ ENGINE_MODULES = {
 FLAGS_OF_INTEREST = (
     "sse4_2", "avx", "fma", "avx2", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni",
     "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16", "amx_fp16",
+    "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
 
 LIBRARIES = (
@@ -67,7 +69,8 @@ def _cpuinfo() -> dict[str, str]:
 
 def cpu_flags() -> frozenset[str]:
     """Instruction-set flags of this CPU, as Linux spells them."""
-    return frozenset(_cpuinfo().get("flags", "").split())
+    cpu = _cpuinfo()
+    return frozenset(cpu.get("flags", cpu.get("Features", "")).split())
 
 
 def has_nvidia_gpu() -> bool:
@@ -135,11 +138,16 @@ def hardware_here(platform: Platform) -> Hardware:
 
 
 def nvidia_gpu() -> str:
-    """What the driver calls the first NVIDIA GPU. Raises PlatformError where there is none."""
+    """What the driver calls the first NVIDIA GPU. Raises PlatformError where there is none that it names."""
     for about in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         for line in about.read_text().splitlines():
             if line.startswith("Model:"):
                 return line.partition(":")[2].strip()
+    if tool := shutil.which("nvidia-smi"):  # containers may hide /proc/driver
+        asked = [tool, "--query-gpu=name", "--format=csv,noheader", "--id=0"]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        if done.returncode == 0 and done.stdout.strip():
+            return done.stdout.strip()
     raise PlatformError("an NVIDIA GPU must be there to be named, but the driver shows none")
 
 
@@ -158,4 +166,6 @@ def platform_facts(platform: Platform) -> dict[str, str]:
         "python": host.python_version(),
         "isa_cap": platform.isa_cap,
     }
+    arm = {"cpu_implementer": "CPU implementer", "cpu_part": "CPU part"}  # there is no CPUID
+    facts |= {name: cpu[key] for name, key in arm.items() if key in cpu}
     return facts | {f"version_{name}": found for name in LIBRARIES if (found := version(name))}

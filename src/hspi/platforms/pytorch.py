@@ -68,6 +68,7 @@ class PyTorchAdapter(BatchAdapter):
             facts |= {
                 "gpu": torch.cuda.get_device_name(),
                 "gpu_compute_capability": f"{major}.{minor}",
+                "gpu_multiprocessors": str(torch.cuda.get_device_properties(0).multi_processor_count),
                 "cuda": str(torch.version.cuda),
                 "cudnn": str(torch.backends.cudnn.version()),
             }
