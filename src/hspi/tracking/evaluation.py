@@ -20,6 +20,7 @@ from hspi.tracking.store import open_store
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+HEADLINE = "_headline"  # an underscore sorts before any letter
 BY_PLATFORM, PAIRS = "accuracy_by_platform.csv", "pair_accuracy.csv"
 _UNFIT = re.compile(r"[^\w.: -]")  # what MLflow allows in no metric's name, and the slash, which parts ours
 _BESIDE = (".ci_low", ".ci_high", ".chance", ".samples", ".tokens")  # of a figure: in the tables
@@ -38,8 +39,8 @@ def log_evaluation(
 ) -> bool:
     """Metrics, tables and figures into a run. False if they are there already.
 
-    Metrics are the headlines under their own names, `accuracy/<hardware>/<software>` of every platform, and
-    `detail/<name>` of what else was measured. Intervals, chance and tokens stand in metrics.json and in the tables,
+    Metrics are `_headline/<name>`, `accuracy/<hardware>/<software>` of every platform, and `detail/<name>` of what
+    else was measured. Intervals, chance and tokens stand in metrics.json and in the tables,
     and so does every pair of platforms. `evaluation_set` becomes an input of the run.
     """
     tables, figures = Path(tables_dir).resolve(), Path(figures_dir).resolve() if figures_dir else None
@@ -87,15 +88,16 @@ def platforms_of(rows: Sequence[Row]) -> list[str]:
 
 
 def metrics_of(metrics: Mapping[str, float], rows: Sequence[Row]) -> dict[str, float]:
-    """What becomes a metric of the run. MLflow's pages group by what stands before the last slash, and show names
-    without one first."""
+    """What becomes a metric of the run, in the order of MLflow's pages: the run's own shows them as they were logged,
+    the charts by what stands before the last slash, in alphabetical order, and names without one behind all others.
+    """
     first = {h.key for h in HEADLINES}
-    kept = {k: v for k, v in metrics.items() if not k.endswith(_BESIDE)}
-    out = {k if k in first else f"detail/{k}": float(v) for k, v in kept.items()}
+    kept = {k: float(v) for k, v in metrics.items() if not k.endswith(_BESIDE)}
+    out = {f"{HEADLINE}/{k}": v for k, v in kept.items() if k in first}
     for row in rows:
         hardware, software = (_UNFIT.sub("_", str(row[k])) or "unknown" for k in ("hardware", "software"))
         out[f"accuracy/{hardware}/{software}"] = row["accuracy"]
-    return out
+    return out | {f"detail/{k}": v for k, v in kept.items() if k not in first}
 
 
 def tables_of(tables: Path, rows: Sequence[Row]) -> dict[str, list[Row]]:
