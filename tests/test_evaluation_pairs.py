@@ -15,6 +15,7 @@ PAIRS = f"""{HEAD}replay,probes,one,b/x,a/z,1.0,32
 replay,probes,two,b/x,a/z,0.75,32
 replay,probes,one,a/z,a/y,0.9,32
 replay,probes,one,a-b/x,a/z,1.0,32
+replay,probes,one,a/y,c/x,nan,32
 residual,probes,one,b/x,a/z,0.1,32
 """
 

@@ -70,11 +70,11 @@ def made_up_tables(folder: Path, ids: list[str], hard: tuple[str, str, float], n
         for m in ("llama", "qwen3")
     ]
     write_csv(folder / "spans.csv", spans)
-    asked = [("signatures given", 0.99, 0.01), ("none given", 0.9, 0.85)]
+    asked = [("named, given its signatures", 0.99), ("said to be unknown, without them", 0.9)]
     held_out = [
-        {"hardware": h, "question": q, "accuracy": a, "ci_low": a - 0.02, "ci_high": a, "n": 640, "said_unknown": u}
+        {"hardware": h, "question": q, "value": a, "ci_low": a - 0.02, "ci_high": a, "n": 640}
         for h in dict.fromkeys(p.rpartition("/")[0] for p in ids)
-        for q, a, u in asked
+        for q, a in asked
     ]
     write_csv(folder / "hardware.csv", held_out)
     grid = [(level, n, k) for level in ("replay", "nearest") for k in (5, 20) for n in (1, 2, 4, 8, 16, 32)]
@@ -110,8 +110,7 @@ def platform_rows(ids: list[str], rng: np.random.Generator) -> list[dict[str, ob
         value = 1 - float(rng.choice([0, 0, 0, 0.004, 0.02]))
         row = {"hardware": p.rpartition("/")[0], "software": p.rpartition("/")[2], "provenance": provenance(p)}
         row |= {"accuracy": value, "ci_low": value - 0.03, "ci_high": min(1, value + 0.01), "chance": 0.125}
-        own = " ".join(ids[:1] + ids[4:5]) if p in (ids[0], ids[4]) else p
-        rows.append(row | {"samples": 512, "tokens": 32, "class": own, "held_out": "probes, batch class"})
+        rows.append(row | {"samples": 512, "tokens": 32, "held_out": "probes, batch class"})
     return rows
 
 
@@ -213,7 +212,7 @@ def test_the_page_says_what_was_held_out_and_what_is_not_real(page: Page) -> Non
 def test_the_page_shows_what_the_mean_hides_and_which_classes_span_machines(page: Page) -> None:
     assert "worst class" in page.text and f"{TORCH[3]} ●, b2" in page.text
     assert "Classes that span machines" in page.text and f"{ZEN}, {ICE}" in page.text
-    assert "A machine never trained on" in page.text and "none given" in page.text
+    assert "A machine never trained on" in page.text and "said to be unknown, without them" in page.text
     assert [attrs for tag, attrs in page.tags if tag == "details"], "every value stands in a table that folds away"
 
 

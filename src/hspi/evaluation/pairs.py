@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 from hspi.errors import DataError
@@ -26,7 +27,8 @@ def read_pairs(pair_table: str | Path) -> Pairs:
                     continue
                 pair = row["platform_a"], row["platform_b"]
                 here = float(row["accuracy"]), row["model"]
-                found[pair] = min(here, found.get(pair, here))
+                if not math.isnan(here[0]):
+                    found[pair] = min(here, found.get(pair, here))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{pair_table} must hold level, split, model, platforms, accuracy, but: {error!r}") from error
     return found

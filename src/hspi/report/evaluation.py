@@ -42,9 +42,11 @@ CAPTIONS = {
 
 FEW_ALONE = 25  # platforms that a paragraph may list
 CONTRADICTIONS = {
-    "claim.contradicted.held_out_class": "True claims contradicted where the batch class of the answers was held out",
+    "claim.contradicted.held_out_class": "True claims contradicted where the library lacks the batch class",
+    "claim.contradicted.other_hardware": "True claims of software contradicted on a machine that the library lacks",
     "claim.power.format": "False claims contradicted whose number format is another",
     "claim.power.kernel": "False claims contradicted of the same number format and another kernel",
+    "claim.power.hardware": "False claims contradicted of the same software on another machine",
 }
 
 
@@ -202,17 +204,17 @@ def _claims(evaluation: Evaluation) -> str:
     rows, metrics = evaluation.tables.get("false_alarm", []), evaluation.metrics
     text = ""
     if rows:
-        head = ["α", "true claims rejected", "95 % interval", "false claims rejected", "samples", "worst class"]
-        head += ["its upper bound", "which"]
+        head = ["α", "true claims rejected", "95 % interval", "audits", "worst class", "its upper bound", "which"]
         lines = [_alarm(evaluation, row) for row in rows]
-        text = table(head, lines, "nnnnnnn ", stack=True)
+        text = table([*head, "excluded by the test alone"], lines, "nnnnnn n", stack=True)
         text += (
-            '<p class="note">Rejected is the test alone. Worst is the largest rate of any platform in any batch class, '
-            "and its bound is one-sided, 95 %; the mean hides it.</p>"
+            '<p class="note">Rejected: the test excludes the claim at α, and something besides speaks against it. '
+            "Worst is the largest rate of any platform in any batch class, which the mean hides; its bound is "
+            "one-sided, 95 %.</p>"
         )
-    for key, words in CONTRADICTIONS.items():
-        if key in metrics:
-            text += f"<p>{words}: <b>{rate(metrics[key])}</b>.</p>"
+    lines = [[words, f"<b>{rate(metrics[key])}</b>"] for key, words in CONTRADICTIONS.items() if key in metrics]
+    if lines:
+        text += table(("of all audits", "share"), lines, " n")
     auroc = metrics.get("replay.open_set.auroc")
     if auroc is not None:
         text += f"<p>Known from unknown platforms: AUROC <b>{rate(auroc)}</b> (chance 0.5).</p>"
@@ -222,12 +224,12 @@ def _claims(evaluation: Evaluation) -> str:
 def _alarm(evaluation: Evaluation, row: Row) -> list[str]:
     """A row of the table of rejected claims; "–" for what the evaluation did not measure."""
     bounds = f"{rate(number(row, 'ci_low'))} – {rate(number(row, 'ci_high'))}"
-    power = rate(evaluation.metrics.get(f"claim.power.{row['alpha']}"))
     worst, upper = (rate(number(row, c)) if row.get(c) else "–" for c in ("worst", "worst_upper"))
     where = row.get("worst_platform") or ""
-    which = f"{named(evaluation, where)}, {escape(row.get('worst_class') or '?')}" if where else ""
+    which = f"{named(evaluation, where)}, {escape(row.get('worst_class') or '?')}" if where else "–"
+    alone = rate(evaluation.metrics.get(f"claim.excluded.{row['alpha']}"))
     alpha, n = f"{number(row, 'alpha'):g}", f"{int(number(row, 'n')):,}"
-    return [alpha, rate(number(row, "rate")), bounds, power, n, worst, upper, which]
+    return [alpha, rate(number(row, "rate")), bounds, n, worst, upper, which, alone]
 
 
 def _figures(shown: dict[str, Picture], *names: str, narrow: bool = False) -> str:

@@ -9,8 +9,8 @@ Metrics = Mapping[str, float]
 
 PAPER_PROBES, PAPER_MODEL = "hspi_ld.probes.macro_accuracy", "hspi_ld.unseen_model.macro_accuracy"
 PAPER_FAMILY = "hspi_ld.unseen_model.family_accuracy"
-NUISANCE = "probes, batch class"
-CLASS_KNOWN = "probes"  # of an audit whose batch class stands in the library
+BATCH_CLASS = "probes, batch class"
+CLASS_KNOWN = "probes"  # of an audit: the library has its batch class
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ def _rejected(alpha: str) -> list[Headline]:
 
 
 HEADLINES = (
-    _replay("Which class? 32 probes × top-20", NUISANCE, "probes.macro_accuracy", 0.999, PAPER_PROBES),
-    _replay("Which class? 8 probes × top-5", NUISANCE, "probes.macro_accuracy.8x5", 0.97, PAPER_PROBES),
-    _replay("Which class? 1 probe × top-20", NUISANCE, "probes.macro_accuracy.1x20", 0.95, PAPER_PROBES),
+    _replay("Which class? 32 probes × top-20", BATCH_CLASS, "probes.macro_accuracy", 0.999, PAPER_PROBES),
+    _replay("Which class? 8 probes × top-5", BATCH_CLASS, "probes.macro_accuracy.8x5", 0.97, PAPER_PROBES),
+    _replay("Which class? 1 probe × top-20", BATCH_CLASS, "probes.macro_accuracy.1x20", 0.95, PAPER_PROBES),
     Headline(
         "The pair that is hardest to tell apart",
-        NUISANCE,
+        BATCH_CLASS,
         "replay.probes.min_pair_accuracy",
         0.99,
         chance=0.5,
@@ -90,12 +90,12 @@ HEADLINES = (
     ),
     *_rejected("0.01"),
     *_rejected("0.05"),
-    _claim("True claim contradicted, its batch class held out", NUISANCE, "contradicted.held_out_class", 0, True),
-    _claim("False claim of another number format contradicted", NUISANCE, "power.format", 0.99),
-    _claim("False claim of another kernel contradicted", NUISANCE, "power.kernel", 0.95),
+    _claim("True claim contradicted, its batch class held out", BATCH_CLASS, "contradicted.held_out_class", 0, True),
+    _claim("False claim of another number format contradicted", CLASS_KNOWN, "power.format", 0.99),
+    _claim("False claim of another kernel contradicted", CLASS_KNOWN, "power.kernel", 0.95),
     _format("residuals", "residual", 0.99, True),
     _format("log-probabilities alone", "distribution"),
-    Headline("Control: labels permuted through the whole run", NUISANCE, "null.macro_accuracy"),
+    Headline("Control: labels permuted through the whole run", BATCH_CLASS, "null.macro_accuracy"),
 )
 
 

@@ -27,6 +27,9 @@ def by_platform(evaluation: Evaluation) -> str:
     rows = {row_id(row): row for row in evaluation.tables.get("accuracy_by_platform", [])}
     if not rows:
         return ""
+    classes = evaluation.tables.get("classes", [])
+    own = [row["platforms"].split() for row in classes if row["model"] == classes[0]["model"]]
+    members = {m: platforms for platforms in own for m in platforms}
     lines = [
         [
             named(evaluation, p),
@@ -34,11 +37,19 @@ def by_platform(evaluation: Evaluation) -> str:
             _interval(row),
             *(_whole(row, c) for c in ("samples", "tokens")),
             rate(number(row, "chance")) if row.get("chance") else "–",
-            _some(evaluation, [m for m in row.get("class", "").split() if m != p]),
+            _some(evaluation, [m for m in members.get(p, []) if m != p]),
         ]
         for p, row in ((p, rows[p]) for p in evaluation.ordered(rows))
     ]
-    head = ("platform", "accuracy", "95 % interval", "samples", "tokens", "chance", "in one class with")
+    head = (
+        "platform",
+        "accuracy",
+        "95 % interval",
+        "samples",
+        "tokens",
+        "chance",
+        "on the first model, in one class with",
+    )
     return folded(f"All {len(lines)} values", table(head, lines, " nnnnn ", stack=True))
 
 
@@ -85,30 +96,24 @@ def spans(evaluation: Evaluation) -> str:
 
 
 def held_out(evaluation: Evaluation) -> str:
-    """A detector that was trained without a machine: its platforms, given its signatures and given none."""
+    """A detector that was trained without a machine: a row for each, a column for each question."""
     rows = evaluation.tables.get("hardware", [])
     if not rows:
         return ""
-    by_model = any(row.get("model") for row in rows)
-    lines = [
-        [
-            *([escape(row.get("model", ""))] if by_model else []),
-            _machine(evaluation, row["hardware"]),
-            escape(row["question"]),
-            f"<b>{rate(number(row, 'accuracy'))}</b>",
-            _interval(row),
-            rate(number(row, "said_unknown")) if row.get("said_unknown") else "–",
-            _whole(row, "n"),
+    questions = list(dict.fromkeys(row["question"] for row in rows))
+    cells = {(row["hardware"], row["question"]): row for row in rows}
+    lines = []
+    for machine in dict.fromkeys(row["hardware"] for row in rows):
+        asked = [cells.get((machine, q)) for q in questions]
+        values = [
+            f"<b>{rate(number(r, 'value'))}</b> ({_interval(r)}) of {_whole(r, 'n')}" if r else "–" for r in asked
         ]
-        for row in rows
-    ]
-    head = [*(["model"] if by_model else []), "held-out machine", "its signatures", "right"]
+        lines.append([_machine(evaluation, machine), *values])
     text = (
-        "<p>The detector was trained on the other machines alone. Given this one’s signatures, right is the class of "
-        "the platform; given none, right is <i>unknown</i>, or the class of which it is a member.</p>"
+        "<p>The detector was trained on the other machines alone. Given this one’s signatures, it is to name the "
+        "class of each platform; given none, it is to say <i>unknown</i> of each class that no other machine has.</p>"
     )
-    kinds = ("   " if by_model else "  ") + "nnnn"
-    return text + table([*head, "95 % interval", "said unknown", "samples"], lines, kinds, stack=True)
+    return text + table(["held-out machine", *questions], lines, " " + "n" * len(questions), stack=True)
 
 
 def _machine(evaluation: Evaluation, hardware: str) -> str:

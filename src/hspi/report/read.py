@@ -30,7 +30,7 @@ COLUMNS = {
     "open_set": ("score", "is_known"),
     "false_alarm": ("alpha", "rate", "ci_low", "ci_high", "n"),
     "spans": ("model", "class", "platforms", "hardware"),
-    "hardware": ("hardware", "question", "accuracy", "ci_low", "ci_high", "n"),
+    "hardware": ("hardware", "question", "value", "ci_low", "ci_high", "n"),
 }
 MARKS = {"real": "●", "capped": "◐", "emulated": "○"}  # of the provenance, the same in pictures and tables
 
