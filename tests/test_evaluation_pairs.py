@@ -1,4 +1,4 @@
-"""The table of pairs as metrics whose names MLflow takes, and as a matrix."""
+"""The table of pairs: the lowest first, and as a matrix by hardware."""
 
 from __future__ import annotations
 
@@ -7,16 +7,40 @@ from pathlib import Path
 import pytest
 
 from hspi.errors import DataError
-from hspi.evaluation.pairs import pair_matrix, pair_metrics
+from hspi.evaluation.pairs import pair_matrix, pair_rows
 
-NO_NUMBER = "level,split,platform_a,platform_b,accuracy,n\nreplay,probes,torch-bf16,ort-fp32,good,100\n"
+HEAD = "level,split,model,platform_a,platform_b,accuracy,n\n"
+NO_NUMBER = f"{HEAD}replay,probes,one,torch-bf16,ort-fp32,good,100\n"
+PAIRS = f"""{HEAD}replay,probes,one,b/x,a/z,1.0,32
+replay,probes,two,b/x,a/z,0.75,32
+replay,probes,one,a/z,a/y,0.9,32
+replay,probes,one,a-b/x,a/z,1.0,32
+replay,probes,one,a/y,c/x,nan,32
+residual,probes,one,b/x,a/z,0.1,32
+"""
 
 
-def test_names_that_mlflow_refuses_are_mended(tmp_path: Path) -> None:
-    table = tmp_path / "pairs.csv"
-    table.write_text("level,split,platform_a,platform_b,accuracy,n\nreplay,probes,a+b (2),c/d,0.5,1\n")
-    assert set(pair_metrics(table)) >= {"pair.a_b _2_/c_d.accuracy"}
-    assert pair_matrix(table)[0] == {"platform": "a+b (2)", "a+b (2)": "", "c/d": "0.5000"}
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.csv"
+    path.write_text(PAIRS)
+    return path
+
+
+def test_each_pair_counts_on_the_model_where_it_is_lowest(table: Path) -> None:
+    assert [(r["platform_a"], r["platform_b"], r["accuracy"], r["model"]) for r in pair_rows(table)] == [
+        ("b/x", "a/z", 0.75, "two"),
+        ("a/z", "a/y", 0.9, "one"),
+        ("a-b/x", "a/z", 1.0, "one"),
+    ]
+
+
+def test_the_matrix_stands_by_hardware_and_is_empty_where_nothing_was_compared(table: Path) -> None:
+    matrix = {row["platform"]: row for row in pair_matrix(table)}
+    assert list(matrix) == ["a/y", "a/z", "a-b/x", "b/x"]
+    assert all(list(row) == ["platform", *matrix] for row in matrix.values())
+    assert matrix["a/z"]["b/x"] == matrix["b/x"]["a/z"] == "0.7500"
+    assert matrix["a/y"]["b/x"] == matrix["a/y"]["a/y"] == ""
 
 
 @pytest.mark.parametrize("text", ["", "level,split\nreplay,probes\n", NO_NUMBER])
@@ -24,7 +48,7 @@ def test_a_broken_pair_table_is_one_clear_line(tmp_path: Path, text: str) -> Non
     table = tmp_path / "pairs.csv"
     table.write_text(text)
     if not text:
-        assert pair_metrics(table) == {}
+        assert pair_rows(table) == []
         return
     with pytest.raises(DataError, match="must hold level, split"):
-        pair_metrics(table)
+        pair_rows(table)

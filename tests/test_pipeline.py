@@ -21,7 +21,6 @@ from packaging.utils import canonicalize_name
 from conftest import Tree, free_port, script
 from hspi import quiet, tracking
 from hspi.cli import main
-from hspi.evaluation.pairs import pair_metrics
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ("src/", "docs/")  # what git holds
@@ -197,8 +196,8 @@ def test_the_run_in_mlflow_holds_what_the_files_hold(smoke: Tree) -> None:
     run_id = json.loads((smoke.path / "models/run.json").read_text())["run_id"]
     with tracking.store.open_store(smoke.path) as client:
         data = client.get_run(run_id).data
-    written = json.loads((smoke.path / "reports/metrics.json").read_text())
-    written |= pair_metrics(smoke.path / "reports/tables/pair_accuracy.csv")
+    tables = tracking.evaluation.platform_rows(smoke.path / "reports/tables")
+    written = tracking.evaluation.metrics_of(json.loads((smoke.path / "reports/metrics.json").read_text()), tables)
     assert {name: data.metrics.get(name) for name in written} == pytest.approx(written)
     assert any(tag.startswith("dvc.md5.data/") for tag in data.tags)
 

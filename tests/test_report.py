@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import struct
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,10 +25,13 @@ from hspi.signatures.journal import write_table
 from hspi.signatures.schema import Header, arrow_schema
 from hspi.signatures.store import signature_path
 
-ADDED = "my-gpu<script>alert(1)</script>"  # a platform whose record came from elsewhere, with a hostile name
-TORCH = ["torch-fp32", "torch-fp32-avx2", "torch-bf16", "torch-bf16-eager"]
-IDS = [*TORCH, "ort-fp32", "ct2-int8", "emulated-mxint8", ADDED]
-CURVES = {"pair_accuracy", "accuracy_by_tokens", "open_set", "reliability", "by_factor"}
+ZEN, ICE, VIRTUAL, NEW = "amd-zen3", "intel-icelake", "virtual-h100", "my-gpu<script>alert(1)<b>"  # a hostile name
+ADDED = f"{NEW}/my-vllm"  # a platform whose record came from elsewhere
+TORCH = [f"{ZEN}/{s}" for s in ("torch-fp32", "torch-fp32-avx2", "torch-bf16", "torch-bf16-eager")]
+REST = [f"{ICE}/torch-fp32", f"{ICE}/ct2-int8", f"{ZEN}/ort-fp32", f"{ZEN}/emulated-mxint8"]
+IDS = [*TORCH, *REST, f"{VIRTUAL}/vgpu-h100-bf16-k1", ADDED]
+HARD = (TORCH[2], TORCH[3], 0.91)
+CURVES = {"accuracy_by_platform", "pair_accuracy", "accuracy_by_tokens", "open_set", "reliability", "by_factor"}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -39,8 +43,14 @@ def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def made_up_tables(folder: Path, ids: list[str], hard: tuple[str, str, float]) -> None:
-    """Two models; on the second, the first two platforms are one class. `hard` is the pair with the lowest accuracy."""
+def provenance(platform: str) -> str:
+    known = catalogue.CATALOGUE.get(platform.rpartition("/")[2])
+    return known.provenance if known else "real"
+
+
+def made_up_tables(folder: Path, ids: list[str], hard: tuple[str, str, float], nearest: int = 10**6) -> None:
+    """Two models; on the second, the first two platforms are one class. `hard` is the pair with the lowest accuracy.
+    nearest: of how many that stand before it a platform was compared with."""
     rng = np.random.default_rng(0)
     pairs, classes = [], []
     for model in ("llama", "qwen3"):
@@ -48,12 +58,25 @@ def made_up_tables(folder: Path, ids: list[str], hard: tuple[str, str, float]) -
         for g in groups:
             classes.append({"model": model, "class": g[0], "platforms": " ".join(g)})
         for i, a in enumerate(groups):
-            for b in groups[:i]:
+            for b in groups[max(0, i - nearest) : i]:
                 value = hard[2] if model == "llama" and {a[0], b[0]} == set(hard[:2]) else 1 - rng.choice([0, 0, 1e-3])
                 row = {"level": "replay", "split": "probes", "model": model, "platform_a": a[0], "platform_b": b[0]}
                 pairs.append(row | {"accuracy": value, "ci_low": 0.9, "ci_high": 1, "n": 96})
     write_csv(folder / "pair_accuracy.csv", pairs)
     write_csv(folder / "classes.csv", classes)
+    write_csv(folder / "accuracy_by_platform.csv", platform_rows(ids, rng))
+    spans = [
+        {"model": m, "class": ids[0], "platforms": f"{ids[0]} {ids[4]}", "hardware": f"{ZEN} {ICE}"}
+        for m in ("llama", "qwen3")
+    ]
+    write_csv(folder / "spans.csv", spans)
+    asked = [("named, given its signatures", 0.99), ("said to be unknown, without them", 0.9)]
+    held_out = [
+        {"hardware": h, "question": q, "value": a, "ci_low": a - 0.02, "ci_high": a, "n": 640}
+        for h in dict.fromkeys(p.rpartition("/")[0] for p in ids)
+        for q, a in asked
+    ]
+    write_csv(folder / "hardware.csv", held_out)
     grid = [(level, n, k) for level in ("replay", "nearest") for k in (5, 20) for n in (1, 2, 4, 8, 16, 32)]
     rows = []
     for level, n, k in grid:
@@ -65,10 +88,30 @@ def made_up_tables(folder: Path, ids: list[str], hard: tuple[str, str, float]) -
     write_csv(folder / "reliability.csv", [{"confidence": c, "accuracy": a, "count": n} for c, a, n in bins])
     scores = [(s, 1) for s in rng.normal(6, 2, 200)] + [(s, 0) for s in rng.normal(-5, 2, 200)]
     write_csv(folder / "open_set.csv", [{"score": s, "is_known": k} for s, k in scores])
-    factors = [("engine", "pytorch", 1.0), ("engine", "onnx", 0.995), ("provenance", "real", 0.97)]
+    factors = [
+        ("hardware", ZEN, 1.0),
+        ("hardware", VIRTUAL, 0.99),
+        ("engine", "pytorch", 1.0),
+        ("engine", "onnx", 0.995),
+        ("provenance", "real", 0.97),
+    ]
     write_csv(folder / "by_factor.csv", [{"factor": f, "value": v, "accuracy": a} for f, v, a in factors])
-    alarms = [{"alpha": a, "rate": a / 2, "ci_low": 0, "ci_high": 2 * a, "n": 400} for a in (0.01, 0.05)]
-    write_csv(folder / "false_alarm.csv", alarms)
+    worst = {"worst_platform": ids[3], "worst_class": "b2"}
+    alarms = [
+        {"alpha": a, "rate": a / 2, "ci_low": 0, "ci_high": 2 * a, "n": 400, "worst": 0.75 * a, "worst_upper": 0.9 * a}
+        for a in (0.01, 0.05)
+    ]
+    write_csv(folder / "false_alarm.csv", [row | worst for row in alarms])
+
+
+def platform_rows(ids: list[str], rng: np.random.Generator) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for p in ids:
+        value = 1 - float(rng.choice([0, 0, 0, 0.004, 0.02]))
+        row = {"hardware": p.rpartition("/")[0], "software": p.rpartition("/")[2], "provenance": provenance(p)}
+        row |= {"accuracy": value, "ci_low": value - 0.03, "ci_high": min(1, value + 0.01), "chance": 0.125}
+        rows.append(row | {"samples": 512, "tokens": 32, "held_out": "probes, batch class"})
+    return rows
 
 
 def made_up_metrics() -> dict[str, float]:
@@ -90,7 +133,11 @@ def made_up_features(folder: Path, ids: list[str]) -> None:
     logprobs = reference + residual + 0.05 * scale[:, None, None, None] * rng.standard_normal((c, s, p, slots))
     rank = np.full((c, s, p, slots), 255, np.uint8)
     rank[..., :k] = np.arange(k)
-    known = [catalogue.CATALOGUE.get(i) or Platform(i, "vllm", device="cuda", dtype="bf16") for i in ids]
+    split = [i.rpartition("/")[::2] for i in ids]
+    known = [
+        (catalogue.CATALOGUE.get(software) or Platform(software, "vllm", device="cuda", dtype="bf16")).on(hardware)
+        for hardware, software in split
+    ]
     place = np.broadcast_to(np.arange(slots, dtype=np.int32), (p, slots)).copy()
     values = logprobs.astype(np.float32)
     names = [("text", i) for i in range(p)]
@@ -102,7 +149,7 @@ def made_up_features(folder: Path, ids: list[str]) -> None:
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("evaluation")
-    made_up_tables(root / "tables", IDS, ("torch-bf16", "torch-bf16-eager", 0.91))
+    made_up_tables(root / "tables", IDS, HARD)
     (root / "metrics.json").write_text(json.dumps(made_up_metrics()))
     made_up_features(root / "features", IDS)
     return root
@@ -146,7 +193,7 @@ def test_the_page_loads_nothing_and_runs_nothing(page: Page) -> None:
     assert not kinds & {"script", "link", "iframe", "object"}
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
     sources = [attrs["src"] or "" for tag, attrs in page.tags if tag == "img"]
-    assert len(sources) == 7 and all(s.startswith("data:image/png;base64,") for s in sources)
+    assert len(sources) == 8 and all(s.startswith("data:image/png;base64,") for s in sources)
     assert all((attrs["href"] or "").startswith("#") for tag, attrs in page.tags if tag == "a")
     assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
 
@@ -156,9 +203,47 @@ def test_hostile_names_are_text(page: Page) -> None:
 
 
 def test_the_page_says_what_was_held_out_and_what_is_not_real(page: Page) -> None:
-    for words in ("held out", "capped", "emulated", "Held-out model", "HSPI-LD", "chance"):
+    for words in ("held out", "capped", "emulated", "Held-out model", "Held-out hardware", "HSPI-LD", "chance"):
         assert words in page.text
-    assert "emulated-mxint8 ○" in page.text and "torch-fp32-avx2 ◐" in page.text
+    assert f"{ZEN}/emulated-mxint8 ○ emulated" in page.text and f"{ZEN}/torch-fp32-avx2 ◐ capped" in page.text
+    assert f"{VIRTUAL} ○ emulated" in page.text, "a machine of which all is emulated says so itself"
+
+
+def test_the_page_shows_what_the_mean_hides_and_which_classes_span_machines(page: Page) -> None:
+    assert "worst class" in page.text and f"{TORCH[3]} ●, b2" in page.text
+    assert "Classes that span machines" in page.text and f"{ZEN}, {ICE}" in page.text
+    assert "A machine never trained on" in page.text and "said to be unknown, without them" in page.text
+    assert [attrs for tag, attrs in page.tags if tag == "details"], "every value stands in a table that folds away"
+
+
+def test_pairs_that_nobody_compared_are_said_to_be_so(made_up: Path, tmp_path: Path) -> None:
+    made_up_tables(tmp_path / "tables", IDS, HARD, nearest=2)
+    evaluation = read(tmp_path / "tables", made_up / "metrics.json", made_up / "features")
+    pairs = pair_matrix(evaluation)
+    i, j = (pairs.platforms.index(p) for p in (IDS[0], IDS[7]))
+    assert pairs.skipped()[i, j] and not pairs.skipped().diagonal().any()
+    *_, path = report.build(tmp_path / "tables", made_up / "metrics.json", None, tmp_path / "out")
+    skipped = int(np.triu(pairs.skipped()).sum())
+    assert f"{skipped} pairs were not compared" in Page(path.read_text("utf-8")).text
+
+
+def test_a_hundred_platforms_have_pictures_that_fit_a_page(made_up: Path, tmp_path: Path) -> None:
+    made_up_tables(tmp_path / "tables", many(), (many()[0], many()[3], 0.93), nearest=8)
+    *_, path = report.build(tmp_path / "tables", made_up / "metrics.json", None, tmp_path / "out")
+    for name in ("pair_accuracy", "accuracy_by_platform"):
+        with (tmp_path / "out/figures" / f"{name}.png").open("rb") as file:
+            width, height = struct.unpack(">II", file.read(24)[16:])  # of a PNG
+        assert 900 < width < 2200 and 900 < height < 2200, name
+    assert path.stat().st_size < 3_000_000
+
+
+def many() -> list[str]:
+    """About a hundred platforms, on two CPUs and on virtual GPUs."""
+    known = catalogue.CATALOGUE.values()
+    cpu = [p.id for p in known if p.device == "cpu"][:50]
+    virtual = [(f"virtual-{p.device.split()[1].lower()}", p.id) for p in known if p.device.startswith("virtual")]
+    gpus = [f"{h}/{id}" for h, id in virtual if h in ("virtual-a100", "virtual-h100", "virtual-mi300x")][::7]
+    return [*(f"{h}/{id}" for h in (ZEN, ICE) for id in cpu), *gpus]
 
 
 def test_virtual_gpus_are_emulated_and_silicon_is_unverified(made_up: Path, tmp_path: Path) -> None:
@@ -190,18 +275,18 @@ def test_the_matrix_shows_the_hardest_model_and_the_worst_pair(made_up: Path) ->
     evaluation = read(made_up / "tables", made_up / "metrics.json", made_up / "features")
     pairs = pair_matrix(evaluation)
     a, b, value = pairs.worst() or ("", "", 0)
-    assert {a, b} == {"torch-bf16", "torch-bf16-eager"} and value == 0.91
+    assert {a, b} == set(HARD[:2]) and value == 0.91
     assert np.array_equal(pairs.accuracy, pairs.accuracy.T, equal_nan=True)
     i, j = (pairs.platforms.index(p) for p in IDS[:2])
     assert pairs.same[i, j] == 1, "one class on one model of two"
-    k = pairs.platforms.index("ort-fp32")
+    k = pairs.platforms.index(f"{ZEN}/ort-fp32")
     assert np.isfinite(pairs.accuracy[j, k]), "a member stands where its class does"
 
 
-def test_platforms_stand_by_engine_and_format(made_up: Path) -> None:
+def test_platforms_stand_by_hardware_and_then_by_engine(made_up: Path) -> None:
     evaluation = read(made_up / "tables", made_up / "metrics.json", made_up / "features")
-    engines = [evaluation.platforms[p].engine for p in evaluation.ids()]
-    assert len(engines) == len(IDS) and engines == sorted(engines)
+    places = [(p.rpartition("/")[0], evaluation.engine(p)) for p in evaluation.ids()]
+    assert len(places) == len(IDS) and places == sorted(places) and places[0][0] == ZEN
 
 
 def test_the_same_tables_give_the_same_bytes(made_up: Path, built: list[Path], tmp_path: Path) -> None:
@@ -220,7 +305,7 @@ def test_without_features_and_optional_tables(made_up: Path, tmp_path: Path) -> 
 
 
 def test_one_class_alone_has_no_matrix(tmp_path: Path, made_up: Path) -> None:
-    write_csv(tmp_path / "tables" / "classes.csv", [{"model": "m", "class": "torch-fp32", "platforms": "torch-fp32"}])
+    write_csv(tmp_path / "tables" / "classes.csv", [{"model": "m", "class": TORCH[0], "platforms": TORCH[0]}])
     built = report.build(tmp_path / "tables", made_up / "metrics.json", None, tmp_path / "out")
     assert [p.name for p in built] == ["report.html"]
 
@@ -230,7 +315,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(made_up: Path, tmp_path: Path,
     tables, metrics = tmp_path / "tables", tmp_path / "metrics.json"
     metrics.write_text({"not json": "{", "nested": '{"a": {"b": 1}}'}.get(damage, "{}"))
     if damage != "no tables":
-        made_up_tables(tables, IDS[:3], (IDS[0], IDS[1], 0.9))
+        made_up_tables(tables, IDS[:5], (IDS[0], IDS[1], 0.9))
     if damage == "column":
         (tables / "pair_accuracy.csv").write_text("level,split\nreplay,probes\n")
     if damage == "figure":
@@ -243,7 +328,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(made_up: Path, tmp_path: Path,
 
 def test_readme_block_holds_figures_and_renews_in_place(tmp_path: Path) -> None:
     metrics = made_up_metrics()
-    host = "AMD EPYC (family 25, model 1; AVX2), 2026-11-24"
+    host = "amd-zen3: AMD EPYC (family 25, model 1; AVX2), 2026-11-24"
     block = report.readme_block(metrics, [host])
     assert block.startswith(report.BEGIN) and block.endswith(report.END)
     rows = [line for line in block.splitlines() if line.startswith("|")]
@@ -265,17 +350,24 @@ def test_readme_block_holds_figures_and_renews_in_place(tmp_path: Path) -> None:
         report.update_readme(tmp_path / "bare.md", path, tmp_path / "store")
 
 
-MILAN = {"cpu_model": "AMD EPYC", "cpu_family_model_stepping": "25/1/1", "cpu_flags": "avx fma avx2"}
+MILAN = {
+    "cpu_vendor": "AuthenticAMD",
+    "cpu_model": "AMD EPYC",
+    "cpu_family_model_stepping": "25/1/1",
+    "cpu_flags": "avx fma avx2",
+}
 
 
-def made_on(store: Path, nuisance: str, facts: dict[str, str], day: str = "2026-11-24") -> None:
+def made_on(
+    store: Path, nuisance: str, facts: dict[str, str], day: str = "2026-11-24", software: str = "torch-fp32"
+) -> None:
     """A signature without rows: where it came from is all that is asked."""
     header = Header(
-        *(catalogue.get("torch-fp32"), "llama", "w", "text", "p", Nuisance(nuisance), 1, 20),
+        *(catalogue.get(software), "llama", "w", "text", "p", Nuisance(nuisance), 1, 20),
         facts=facts,
         created=f"{day}T12:00:00+00:00",
     )
-    path = signature_path(store, "torch-fp32", "llama", "text", nuisance)
+    path = signature_path(store, header.hardware.id, software, "llama", "text", nuisance)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_table(arrow_schema(header).empty_table(), path)
 
@@ -285,11 +377,14 @@ def test_results_name_every_machine_of_the_signatures(tmp_path: Path) -> None:
     made_on(tmp_path, "b2", MILAN)
     made_on(tmp_path, "b3", MILAN, "2026-11-26")
     made_on(tmp_path, "b4", {})
+    for gpu in ("h100", "a100"):
+        made_on(tmp_path, "b1", MILAN, software=f"vgpu-{gpu}-bf16-k1")
     names = hosts(tmp_path)
     assert names == [
-        "AMD EPYC (family 25, model 1; AVX2), 2026-11-24 – 2026-11-26",
-        "NVIDIA H100 PCIe (compute capability 9.0), 2026-11-24",
-        "a machine that gave no name (family ?, model ?), 2026-11-24",
+        "amd-zen3: AMD EPYC (family 25, model 1; AVX2), 2026-11-24 – 2026-11-26",
+        "cpu: a machine that gave no name (family ?, model ?), 2026-11-24",
+        "nvidia-h100-pcie: NVIDIA H100 PCIe (compute capability 9.0), 2026-11-24",
+        "emulated on CPUs: virtual-a100, virtual-h100, 2026-11-24",
     ]
     assert f"\nHosts: {'; '.join(names)}.\n" in report.readme_block({"platforms": 3.0}, names)
 

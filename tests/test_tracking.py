@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,17 @@ from hspi import tracking
 from hspi.errors import DataError
 from hspi.tracking.lineage import dvc_md5s, evaluation_set_hash
 
-PAIRS = """level,split,model,platform_a,platform_b,accuracy,n
-replay,probes,llama,torch-bf16,ort-fp32,1.0,300
-replay,probes,qwen3,torch-bf16,ort-fp32,0.9,100
-replay,probes,llama,torch-bf16,torch-fp32,0.5,10
-residual,unseen_model,llama,torch-bf16,ort-fp32,0.7,10
+BF16, ORT, FP32 = "amd-zen3/torch-bf16", "amd-zen3/ort-fp32", "intel-icelake/torch-fp32"
+PAIRS = f"""level,split,model,platform_a,platform_b,accuracy,n
+replay,probes,llama,{BF16},{ORT},1.0,300
+replay,probes,qwen3,{BF16},{ORT},0.9,100
+replay,probes,llama,{BF16},{FP32},0.5,10
+residual,unseen_model,llama,{BF16},{ORT},0.7,10
+"""
+BY_PLATFORM = """hardware,software,provenance,accuracy,ci_low,ci_high,chance,samples,tokens,class,held_out
+amd-zen3,torch-bf16,real,0.99,0.97,1.0,0.3,512,32,amd-zen3/torch-bf16,"probes, batch class"
+amd-zen3,ort-fp32,real,1.0,0.98,1.0,0.3,512,32,amd-zen3/ort-fp32,"probes, batch class"
+intel-icelake,torch-fp32 (2),real,1.0,0.98,1.0,0.3,512,32,intel-icelake/torch-fp32,"probes, batch class"
 """
 GOOD = {"replay.probes.macro_accuracy": 0.9, "replay.probes.macro_accuracy.1x20": 0.8}
 
@@ -32,6 +40,7 @@ def root(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     shutil.copytree(migrated / "mlruns", tmp_path / "mlruns")
     (tmp_path / "reports" / "tables").mkdir(parents=True)
     (tmp_path / "reports" / "tables" / "pair_accuracy.csv").write_text(PAIRS)
+    (tmp_path / "reports" / "tables" / "accuracy_by_platform.csv").write_text(BY_PLATFORM)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -73,17 +82,16 @@ def test_a_run_holds_parameters_metrics_and_the_md5s_of_its_data(root: Path, tra
 
 def test_names_and_notes_say_what_a_run_is_about(root: Path, train: Train) -> None:
     """What people see first on MLflow's pages."""
-    wanted = {"platforms": ["a", "b"], "models": ["one"]}
     md5s = {"data/zoo": "z", "data/signatures": "s", "data/signatures/a": "a", "src/hspi": "c"}
     train()
-    run = tracking.log_training("models/detector", {"params": wanted}, {}, md5s)
+    run = tracking.log_training("models/detector", {"params": {"models": ["one"]}}, {}, md5s, platforms=["a/x", "a/y"])
     version = tracking.registry.register(run, GOOD, "0123456789abcdef")["version"]
     with tracking.store.open_store(root) as client:
         found = client.get_run(run["run_id"])
         files = [f.path for f in client.list_artifacts(run["run_id"])]
         note = client.get_model_version(tracking.registry.MODEL, str(version)).description
         notes = [e.tags.get("mlflow.note.content", "") for e in client.search_experiments() if e.name == "hspi"]
-    assert found.info.run_name == "detector, 2 platforms, 1 models"
+    assert found.info.run_name == "detector, 2 platforms, 1 hardware, 1 models"
     assert {t for t in found.data.tags if t.startswith("dvc.")} == {"dvc.md5.data/zoo", "dvc.md5.data/signatures"}
     assert "dvc_md5s.json" in files
     assert "0.9 32 × top-20" in note and "0123456789ab" in note and "champion" in notes[0]
@@ -123,39 +131,143 @@ def test_opening_the_store_leaves_mlflow_as_it_was(root: Path, monkeypatch: pyte
     assert not (root / "of-the-user.db").exists() and not (root / "mlflow.db").exists()
 
 
-def test_pair_metrics_average_models_by_their_samples(root: Path, train: Train) -> None:
+def test_an_evaluation_is_one_accuracy_for_each_platform_and_few_headlines(root: Path, train: Train) -> None:
+    """A metric for each pair would bury the page: those are a table, like intervals, chance and tokens."""
     run = train()
-    assert tracking.runs.log_evaluation(run["run_id"], {**GOOD, "claim.false_alarm.0.01": 0.0}, "reports/tables")
+    more = {"claim.false_alarm.0.01": 0.0, "replay.probes.macro_accuracy.ci_low": 0.8, "replay.probes.mcc": 0.7}
+    assert tracking.log_evaluation(run["run_id"], {**GOOD, **more}, "reports/tables")
     with tracking.store.open_store(root) as client:
         metrics = client.get_run(run["run_id"]).data.metrics
-        tables = [f.path for f in client.list_artifacts(run["run_id"], "tables")]
-    assert metrics["pair.torch-bf16/ort-fp32.accuracy"] == pytest.approx(0.975)
-    assert metrics["pair.residual.unseen_model.torch-bf16/ort-fp32.accuracy"] == 0.7
-    assert metrics["platform.torch-bf16.min_pair_accuracy"] == 0.5
-    assert metrics["platform.ort-fp32.min_pair_accuracy"] == pytest.approx(0.975)
-    assert metrics["claim.false_alarm.0.01"] == 0.0
-    assert tables == ["tables/pair_accuracy.csv"]
+        tables = {f.path for f in client.list_artifacts(run["run_id"], "tables")}
+        written = json.loads(Path(client.download_artifacts(run["run_id"], "metrics.json")).read_text())
+    assert metrics == {
+        "loss": 0.5,
+        **{f"_headline/{name}": value for name, value in GOOD.items()},
+        "_headline/claim.false_alarm.0.01": 0.0,
+        "detail/replay.probes.mcc": 0.7,
+        "accuracy/amd-zen3/torch-bf16": 0.99,
+        "accuracy/amd-zen3/ort-fp32": 1.0,
+        "accuracy/intel-icelake/torch-fp32 _2_": 1.0,  # MLflow refuses parentheses
+    }
+    assert written == {**GOOD, **more}, "every figure is in the run"
+    row = {"hardware": "h", "software": "s", "accuracy": 1.0}
+    groups = [name.partition("/")[0] for name in tracking.evaluation.metrics_of({**more, **GOOD}, [row])]
+    assert groups == sorted(groups) and groups[0] == "_headline", "as they are logged and as MLflow sorts them"
+    assert tables == {"tables/pair_accuracy.csv", "tables/accuracy_by_platform.csv"}
 
 
-def test_thousands_of_pairs_are_logged(root: Path, train: Train) -> None:
-    names = [f"p{i}" for i in range(60)]
-    rows = [f"replay,probes,m,{a},{b},0.5,10" for a in names for b in names if a < b]
-    (root / "reports/tables/pair_accuracy.csv").write_text(
-        "level,split,model,platform_a,platform_b,accuracy,n\n" + "\n".join(rows)
-    )
-    run = train()
-    tracking.runs.log_evaluation(run["run_id"], GOOD, "reports/tables")
+def table(root: Path, run: dict[str, str], name: str) -> list[dict[str, Any]]:
     with tracking.store.open_store(root) as client:
-        metrics = client.get_run(run["run_id"]).data.metrics
-    assert sum(name.startswith("pair.") for name in metrics) == len(rows) > 1000
+        assert name in client.get_run(run["run_id"]).data.tags["mlflow.loggedArtifacts"], "MLflow shows it as a table"
+        found = json.loads(Path(client.download_artifacts(run["run_id"], name)).read_text())
+    return [dict(zip(found["columns"], row, strict=True)) for row in found["data"]]
+
+
+def test_platforms_and_pairs_are_tables_and_another_evaluation_takes_their_place(root: Path, train: Train) -> None:
+    run = train()
+    for metrics in (GOOD, {**GOOD, "claim.false_alarm.0.01": 0.0}):
+        assert tracking.log_evaluation(run["run_id"], metrics, "reports/tables")
+    first, *rest = table(root, run, "accuracy_by_platform.json")
+    assert (first["ci_low"], first["tokens"], first["held_out"]) == (0.97, 32, "probes, batch class") and len(rest) == 2
+    pairs = [(row["platform_a"], row["platform_b"], row["accuracy"]) for row in table(root, run, "pairs.json")]
+    assert pairs == [(BF16, FP32, 0.5), (BF16, ORT, 0.9)]
+    matrix = {row["platform"]: row for row in table(root, run, "pair_matrix.json")}
+    assert list(matrix) == [ORT, BF16, FP32] and matrix[FP32][BF16] == "0.5000" and matrix[FP32][ORT] == ""
+
+
+def test_a_table_of_platforms_without_figures_is_one_clear_line(root: Path, train: Train) -> None:
+    path = root / "reports/tables/accuracy_by_platform.csv"
+    path.write_text("hardware,software,accuracy\na,b,good\n")
+    with pytest.raises(DataError, match="must hold hardware, software and accuracy"):
+        tracking.log_evaluation(train()["run_id"], GOOD, "reports/tables")
+
+
+def dvc_dataset(root: Path, hardware: str, md5: str) -> None:
+    path = root / "data/signatures" / f"{hardware}.dvc"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    out = f"- {{md5: {md5}.dir, size: 900, nfiles: 12, hash: md5, path: {hardware}}}"
+    path.write_text(f"desc: of a test\nmeta: {{kind: cpu}}\nouts:\n{out}\n")
+
+
+def test_every_dataset_is_an_input_by_its_hardware(root: Path, train: Train) -> None:
+    md5s = {"amd-zen3": "a" * 32, "intel-icelake": "b" * 32, "never-used": "c" * 32}
+    for hardware, md5 in md5s.items():
+        dvc_dataset(root, hardware, md5)
+    run = train(platforms=[BF16, ORT, FP32, "new-cpu/torch-fp32"])
+    tracking.log_evaluation(run["run_id"], GOOD, "reports/tables", evaluation_set="e" * 64)
+    with tracking.store.open_store(root) as client:
+        inputs = client.get_run(run["run_id"]).inputs.dataset_inputs
+    found = {i.dataset.name: (i.dataset.digest, json.loads(i.dataset.source)["uri"], i.tags[0].value) for i in inputs}
+    assert found == {
+        "amd-zen3": ("a" * 32 + ".dir", "data/signatures/amd-zen3.dvc", "training"),
+        "intel-icelake": ("b" * 32 + ".dir", "data/signatures/intel-icelake.dvc", "training"),
+        "new-cpu": ("unversioned", "data/signatures/new-cpu", "training"),
+        "evaluation set": ("e" * 36, "dvc.lock", "evaluation"),
+    }
+    profiles = {i.dataset.name: json.loads(i.dataset.profile) for i in inputs}
+    assert profiles["amd-zen3"] == {"files": 12, "bytes": 900, "desc": "of a test", "meta": {"kind": "cpu"}}
+    assert profiles["evaluation set"] == {name: f"{md5s[name]}.dir" for name in ("amd-zen3", "intel-icelake")}
+
+
+def test_a_run_names_its_commit_its_lock_and_where_it_comes_from(root: Path, train: Train) -> None:
+    def git(*words: str) -> str:
+        own = ("-c", "user.name=t", "-c", "user.email=t@localhost")
+        return subprocess.run(["git", *own, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    (root / "dvc.lock").write_text(LOCK)
+    (root / "code.py").write_text("a = 1\n")
+    git("init", "-q")
+    git("add", "code.py", "dvc.lock")
+    git("commit", "-qm", "first")
+    (root / "dvc.lock").write_text(LOCK.replace("c1", "c2"))
+    tags = []
+    for text in ("a = 1\n", "a = 2\n"):
+        (root / "code.py").write_text(text)
+        run = train()
+        with tracking.store.open_store(root) as client:
+            tags.append(client.get_run(run["run_id"]).data.tags)
+    assert {t["mlflow.source.git.commit"] for t in tags} == {git("rev-parse", "HEAD")}
+    assert [t["hspi.git.dirty"] for t in tags] == ["false", "true"], "dvc.lock is no difference: its hash is a tag"
+    assert {t["dvc.lock"] for t in tags} == {hashlib.sha256((root / "dvc.lock").read_bytes()).hexdigest()}
+    assert tags[0]["mlflow.source.name"] == "hspi train" and "dvc.lock.train" not in tags[0]
+    (root / "dvc.lock").write_text(LOCK + "  train: {outs: [{path: models/detector, md5: d}]}\n")
+    tracking.log_evaluation(run["run_id"], GOOD, "reports/tables")
+    with tracking.store.open_store(root) as client:
+        known = client.get_run(run["run_id"]).data.tags
+    assert known["dvc.lock"] == tags[1]["dvc.lock"] and len(known["dvc.lock.train"]) == 64
+
+
+def test_a_training_is_watched_while_it_runs(root: Path) -> None:
+    detector = root / "models" / "detector"
+    detector.mkdir(parents=True)
+    (detector / "facts.json").write_text("{}")
+    before = Path.cwd()
+    with tracking.training_run({"params": {"models": ["one"]}}, [BF16], {}, sampling=0.05) as run_id:
+        assert Path.cwd() == before, "what trains reads and writes relative paths"
+        time.sleep(0.5)
+        run = tracking.log_detector(run_id, "models/detector", {"loss": 0.5})
+    assert json.loads((root / "models/run.json").read_text()) == run and run["run_id"] == run_id
+    with tracking.store.open_store(root) as client:
+        found = client.get_run(run_id)
+        samples = client.get_metric_history(run_id, "system/cpu_utilization_percentage")
+    assert found.info.status == "FINISHED" and len(samples) > 2
+    assert found.data.metrics["system/system_memory_usage_megabytes"] > 0
+    assert all(path.startswith("mlruns/artifacts") for path in locations(root))
+
+
+def test_a_training_that_fails_is_a_failed_run(root: Path) -> None:
+    with pytest.raises(ValueError, match="no trees"), tracking.training_run({}, sampling=0.05) as run_id:
+        raise ValueError("no trees")
+    with tracking.store.open_store(root) as client:
+        assert client.get_run(run_id).info.status == "FAILED"
 
 
 def test_logging_an_evaluation_again_changes_nothing(root: Path, train: Train) -> None:
     run = train()
-    assert tracking.runs.log_evaluation(run["run_id"], GOOD, "reports/tables")
-    assert not tracking.runs.log_evaluation(run["run_id"], GOOD, "reports/tables")
+    assert tracking.log_evaluation(run["run_id"], GOOD, "reports/tables")
+    assert not tracking.log_evaluation(run["run_id"], GOOD, "reports/tables")
     with tracking.store.open_store(root) as client:
-        assert len(client.get_metric_history(run["run_id"], "replay.probes.macro_accuracy")) == 1
+        assert len(client.get_metric_history(run["run_id"], "_headline/replay.probes.macro_accuracy")) == 1
 
 
 def better(by: float = 0.0, one: float = 0.0) -> dict[str, float]:

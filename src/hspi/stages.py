@@ -110,19 +110,20 @@ def train(p: Params, step: Step) -> dict[str, Any]:
 
     loaded, best = libraries.features(FEATURES), best_parameters()
     seed = p.evaluation.seed
-    step("comparing signatures")
-    benches = [Bench.of(library, seed, TOP_KS) for library in loaded]
-    step("pair verifier")
-    verifier = fit_verifier(benches, parameters=best["verifier"])
-    calibration = calibrate(verifier, benches)
-    step("number formats")
-    number_format = NumberFormat(Boosted(**best["classifier"])).fit([SampleBench(library, seed) for library in loaded])
-    found = Detector(verifier, number_format, calibration, {library.model: library for library in loaded})
-    found.save(DETECTOR)
-    step("MLflow")
-    return tracking.log_training(
-        DETECTOR, {"tuned": best, "params": asdict(p)}, {}, example_of=loaded[0].model, run_file=RUN
-    )
+    trained_on = sorted({id for library in loaded for id in library.platform_ids})
+    with tracking.training_run({"tuned": best, "params": asdict(p)}, trained_on) as run_id:
+        step("comparing signatures")
+        benches = [Bench.of(library, seed, TOP_KS) for library in loaded]
+        step("pair verifier")
+        verifier = fit_verifier(benches, parameters=best["verifier"])
+        calibration = calibrate(verifier, benches)
+        step("number formats")
+        samples = [SampleBench(library, seed) for library in loaded]
+        number_format = NumberFormat(Boosted(**best["classifier"])).fit(samples)
+        found = Detector(verifier, number_format, calibration, {library.model: library for library in loaded})
+        found.save(DETECTOR)
+        step("MLflow")
+        return tracking.log_detector(run_id, DETECTOR, {}, loaded[0].model, run_file=RUN)
 
 
 def evaluate(p: Params, step: Step) -> dict[str, float]:

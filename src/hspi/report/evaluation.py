@@ -7,29 +7,46 @@ from html import escape
 
 import numpy as np
 
+from hspi.report import machines
 from hspi.report.drawing import Picture
 from hspi.report.headlines import HEADLINES, Headline, chance, goal, interval, measured_on, rate
-from hspi.report.html import Section, image, page, table
-from hspi.report.read import MARKS, Evaluation, number, pair_matrix
+from hspi.report.html import Section, folded, image, page, table
+from hspi.report.machines import named
+from hspi.report.read import MARKS, Evaluation, Row, hardware, number, pair_matrix
 
 CAPTIONS = {
+    "accuracy_by_platform": "How often the class of a platform is named among all of them, by machine: a dot, and its "
+    "95 % interval over probes. Blue is 0.99 and above; a hollow dot is an emulated platform. Members of one class "
+    "share its figure.",
     "pair_accuracy": "Each cell: how often an observation of one platform is told from the other, the rest not being "
-    "offered, on the model where this is hardest. Blue is 0.99 and above; a number is the percentage, rounded down, of "
-    "a cell below. Grey: one equivalence class on every model, so there is nothing to tell; a grey corner: one class "
-    "on some model. The frame marks the lowest pair. Held out: the probes and the nuisance setting of the observation.",
+    "offered, on the model where this is hardest. Blocks are machines, fine lines between them part engines; a "
+    "violet name is an emulated machine. Blue is 0.99 and above; where a number stands, it is the percentage of a cell "
+    "below, rounded down. Grey: one equivalence class on every model, so there is nothing to tell; a grey corner: one "
+    "class on some model. Palest: pairs that are never nearest to one another, which were not compared. The frame "
+    "marks the lowest pair.",
     "accuracy_by_tokens": "Macro accuracy over all classes, with 95 % intervals over probes for the larger top-k. Held "
-    "out: probes and nuisance setting. “Nearest” picks the candidate with the least squared distance and knows one "
+    "out: probes and batch class. “Nearest” picks the candidate with the least squared distance and knows one "
     "setting of each. The paper’s HSPI-LD reads 32 tokens with 256 values each, more than an API gives.",
     "open_set": "Scores with the true platform among the candidates, and the same observations with it taken away. "
-    "Neither was trained on: held out are the platform and the nuisance setting.",
+    "Neither was trained on: held out are the platform and the batch class.",
     "reliability": "On the dashed line, a stated probability is the share of right answers. Beside each point: how "
     "many samples. Calibrated on probes that neither trained the detector nor are tested here.",
-    "by_factor": "Even a wrong answer may have the right number format or engine. Held out: probes and nuisance.",
+    "by_factor": "Even a wrong answer may have the right hardware, number format or engine. Held out: probes and batch "
+    "class.",
     "residuals_one_probe": "Log-probability less the float64 reference of the same weights and tokens, median removed. "
     "A platform has a pattern and a scale of its own; where it keeps them when the batch changes, circles fall on the "
     "tips of the bars. Mind the scale of each row. No detector was involved.",
     "residual_sizes": "What the detector of number formats reads. Many formats lie octaves apart; where two overlap, "
     "as platforms of one format do, their patterns still differ.",
+}
+
+FEW_ALONE = 25  # platforms that a paragraph may list
+CONTRADICTIONS = {
+    "claim.contradicted.held_out_class": "True claims contradicted where the library lacks the batch class",
+    "claim.contradicted.other_hardware": "True claims of software contradicted on a machine that the library lacks",
+    "claim.power.format": "False claims contradicted whose number format is another",
+    "claim.power.kernel": "False claims contradicted of the same number format and another kernel",
+    "claim.power.hardware": "False claims contradicted of the same software on another machine",
 }
 
 
@@ -38,7 +55,10 @@ def render(evaluation: Evaluation, pictures: Sequence[Picture], more: Sequence[S
     shown = {p.name: p for p in pictures}
     sections = [
         ("figures", "Headline figures", _headlines(evaluation)),
+        ("platforms", "Every platform", _figures(shown, "accuracy_by_platform") + machines.by_platform(evaluation)),
         ("pairs", "Every pair of platforms", _figures(shown, "pair_accuracy") + _pairs(evaluation)),
+        ("spans", "Classes that span machines", machines.spans(evaluation)),
+        ("hardware", "A machine never trained on", machines.held_out(evaluation)),
         ("tokens", "How many tokens it takes", _tokens(evaluation) + _figures(shown, "accuracy_by_tokens")),
         ("classes", "What cannot be told apart", _classes(evaluation)),
         ("claims", "Claims, and platforms nobody knows", _claims(evaluation) + _figures(shown, "open_set")),
@@ -114,15 +134,20 @@ def _pairs(evaluation: Evaluation) -> str:
     if not len(values):
         return ""
     low, perfect = int((values < 0.99).sum()), int((values == 1).sum())
+    skipped = int(np.triu(pairs.skipped()).sum())
     text = f"<p>{len(values)} pairs of platforms in different classes: {perfect} without an error, {low} below 0.99. "
-    text += "Each counts on the model where it is hardest.</p>"
+    text += "Each counts on the model where it is hardest."
+    if skipped:
+        text += f" {skipped} pairs were not compared: neither platform was ever the other’s nearest."
+    text += "</p>"
     upper = np.argwhere(np.triu(pairs.accuracy < 0.999))
     worst = sorted(upper.tolist(), key=lambda ij: pairs.accuracy[ij[0], ij[1]])[:8]
     if not worst:
-        return text
-    rows = [[_id(evaluation, pairs.platforms[i]), _id(evaluation, pairs.platforms[j]), rate(pairs.accuracy[i, j])]
+        return text + machines.every_pair(evaluation)
+    rows = [[named(evaluation, pairs.platforms[i]), named(evaluation, pairs.platforms[j]), rate(pairs.accuracy[i, j])]
             for i, j in worst]  # fmt: skip
-    return text + "<p>The lowest:</p>" + table(("platform", "platform", "accuracy"), rows, "  n")
+    lowest = table(("platform", "platform", "accuracy"), rows, "  n")
+    return f"{text}<p>The lowest:</p>{lowest}{machines.every_pair(evaluation)}"
 
 
 def _tokens(evaluation: Evaluation) -> str:
@@ -145,7 +170,7 @@ def _classes(evaluation: Evaluation) -> str:
     models = list(dict.fromkeys(r["model"] for r in rows))
     order = {p: i for i, p in enumerate(evaluation.ids())}
     lines = [
-        [", ".join(_id(evaluation, m) for m in members), "all" if len(on) == len(models) else escape(", ".join(on))]
+        [", ".join(named(evaluation, m) for m in members), "all" if len(on) == len(models) else escape(", ".join(on))]
         for members, on in sorted(merged.items(), key=lambda item: (len(item[0]) == 1, order[item[0][0]]))
         if len(members) > 1
     ]
@@ -158,29 +183,53 @@ def _classes(evaluation: Evaluation) -> str:
     )
     if lines:
         text += table(("class of several platforms", "on the models"), lines)
-    singles = ", ".join(_id(evaluation, p) for (p,) in sorted(alone, key=lambda m: order[m[0]]))
-    return text + (f"<p>A class of its own on every model ({len(alone)}): {singles}.</p>" if alone else "")
+    return text + _singles(evaluation, sorted((p for (p,) in alone), key=order.__getitem__))
+
+
+def _singles(evaluation: Evaluation, ids: list[str]) -> str:
+    """Platforms that are a class of their own, by machine; folded away where they are many."""
+    if not ids:
+        return ""
+    by_machine: dict[str, list[str]] = {}
+    for p in ids:
+        by_machine.setdefault(hardware(p), []).append(named(evaluation, p))
+    what = f"A class of its own on every model ({len(ids)})"
+    lists = [", ".join(names) for names in by_machine.values()]
+    if len(ids) <= FEW_ALONE:
+        return f"<p>{what}: {', '.join(lists)}.</p>"
+    return folded(what, "".join(f"<p>{text}.</p>" for text in lists))
 
 
 def _claims(evaluation: Evaluation) -> str:
-    rows = evaluation.tables.get("false_alarm", [])
-    lines = []
-    for row in rows:
-        alpha = number(row, "alpha")
-        bounds = f"{rate(number(row, 'ci_low'))} – {rate(number(row, 'ci_high'))}"
-        power = rate(evaluation.metrics.get(f"claim.power.{row['alpha']}"))
-        lines.append([f"{alpha:g}", rate(number(row, "rate")), bounds, power, f"{int(number(row, 'n')):,}"])
+    rows, metrics = evaluation.tables.get("false_alarm", []), evaluation.metrics
     text = ""
-    if lines:
-        head = ("α", "true claims rejected", "95 % interval", "false claims rejected", "samples")
-        text = table(head, lines, "nnnnn", stack=False)
+    if rows:
+        head = ["α", "true claims rejected", "95 % interval", "audits", "worst class", "its upper bound", "which"]
+        lines = [_alarm(evaluation, row) for row in rows]
+        text = table([*head, "excluded by the test alone"], lines, "nnnnnn n", stack=True)
         text += (
-            '<p class="note">Observed under a nuisance setting that neither the detector nor its calibration saw.</p>'
+            '<p class="note">Rejected: the test excludes the claim at α, and something besides speaks against it. '
+            "Worst is the largest rate of any platform in any batch class, which the mean hides; its bound is "
+            "one-sided, 95 %.</p>"
         )
-    auroc = evaluation.metrics.get("replay.open_set.auroc")
+    lines = [[words, f"<b>{rate(metrics[key])}</b>"] for key, words in CONTRADICTIONS.items() if key in metrics]
+    if lines:
+        text += table(("of all audits", "share"), lines, " n")
+    auroc = metrics.get("replay.open_set.auroc")
     if auroc is not None:
         text += f"<p>Known from unknown platforms: AUROC <b>{rate(auroc)}</b> (chance 0.5).</p>"
     return text
+
+
+def _alarm(evaluation: Evaluation, row: Row) -> list[str]:
+    """A row of the table of rejected claims; "–" for what the evaluation did not measure."""
+    bounds = f"{rate(number(row, 'ci_low'))} – {rate(number(row, 'ci_high'))}"
+    worst, upper = (rate(number(row, c)) if row.get(c) else "–" for c in ("worst", "worst_upper"))
+    where = row.get("worst_platform") or ""
+    which = f"{named(evaluation, where)}, {escape(row.get('worst_class') or '?')}" if where else "–"
+    alone = rate(evaluation.metrics.get(f"claim.excluded.{row['alpha']}"))
+    alpha, n = f"{number(row, 'alpha'):g}", f"{int(number(row, 'n')):,}"
+    return [alpha, rate(number(row, "rate")), bounds, n, worst, upper, which, alone]
 
 
 def _figures(shown: dict[str, Picture], *names: str, narrow: bool = False) -> str:
@@ -192,20 +241,16 @@ def _figures(shown: dict[str, Picture], *names: str, narrow: bool = False) -> st
     )
 
 
-def _id(evaluation: Evaluation, platform: str) -> str:
-    kind = evaluation.provenance(platform)
-    name = f'<span class="id {kind}" title="{kind}">{escape(platform)} {evaluation.mark(platform)}</span>'
-    return name + (f' <span class="soft">{kind}</span>' if kind in ("capped", "emulated") else "")
-
-
 METHOD = """<ul>
-<li><b>Held-out probes and nuisance.</b> A quarter of the prompts trains, a quarter calibrates, half is scored. Each
-nuisance setting (batch size and company) is left out once: the detector never saw it, and the observation’s own setting
-is not in the candidates’ library.</li>
+<li><b>Held-out probes and batch class.</b> A quarter of the prompts trains, a quarter calibrates, half is scored. Each
+batch class (batch sizes and company that give the same bits) is left out once: the detector never saw it, and the
+observation’s own is not in the candidates’ library.</li>
 <li><b>Held-out model.</b> The detector was trained on the other models alone; the candidates’ signatures on the new one
 are given to it. So are they for a held-out platform, with its equivalence class kept whole on one side.</li>
+<li><b>Held-out hardware.</b> All platforms of one machine are kept from training; then its signatures are given to the
+detector, or not.</li>
 <li><b>Unknown.</b> The same observations with the true class taken out of the candidates.</li>
 <li><b>Control.</b> With the labels of the training samples permuted, accuracy must fall to chance.</li>
-<li><b>Not shown here.</b> All signatures come from one machine; another host of the same kind may differ. Capped and
-emulated platforms show what their arithmetic does and nothing about the devices’ own choice of kernels.</li>
+<li><b>Not shown here.</b> A machine of a kind that is not among these may differ. Capped and emulated platforms, every
+virtual GPU among them, show what their arithmetic does and nothing about the devices’ own choice of kernels.</li>
 </ul>"""

@@ -13,18 +13,18 @@ import numpy as np
 
 from hspi.report.drawing import BLUE, GREY, ORANGE, Picture, figure, picture, styled
 from hspi.report.headlines import PAPER_PROBES, rate
-from hspi.report.read import MARKS, Evaluation, PairMatrix, number, pair_matrix
+from hspi.report.matrix import matrix
+from hspi.report.platforms import platforms
+from hspi.report.read import MARKS, Evaluation, hardware, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-STEPS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
-SHADES = ("#7f2704", "#a63603", "#d94801", "#f16913", "#fd8d3c", "#fdae6b", "#fdd0a2", "#9ecae1", "#c6dbef", "#eaf3fb")
 
 
 def draw(evaluation: Evaluation) -> list[Picture]:
     """Every picture whose table is there."""
     makers: list[tuple[Callable[[Evaluation], Picture | None], str]] = [
+        (platforms, "accuracy_by_platform"),
         (matrix, "pair_accuracy"),
         (tokens, "accuracy_by_tokens"),
         (open_set, "open_set"),
@@ -34,80 +34,6 @@ def draw(evaluation: Evaluation) -> list[Picture]:
     with styled():
         made = [make(evaluation) for make, table in makers if table in evaluation.tables]
     return [p for p in made if p]
-
-
-# ---------------------------------------------------------------- pairs
-
-
-def matrix(evaluation: Evaluation) -> Picture | None:
-    from matplotlib.colors import BoundaryNorm, ListedColormap
-
-    pairs = pair_matrix(evaluation)
-    worst = pairs.worst()
-    if worst is None:
-        return None
-    n = len(pairs.platforms)
-    side = max(4.5, 0.235 * n + 2.2)
-    fig = figure(side + 0.9, side)
-    ax = fig.add_subplot()
-    colours, norm = ListedColormap(SHADES), BoundaryNorm(STEPS, len(SHADES))
-    image = ax.imshow(pairs.accuracy, cmap=colours, norm=norm, interpolation="nearest")
-    _one_class(ax, pairs)
-    _cell_texts(ax, pairs)
-    _platform_ticks(ax, evaluation, pairs.platforms)
-    bar = fig.colorbar(image, ax=ax, shrink=0.6, pad=0.015, aspect=28, spacing="uniform", ticks=STEPS)
-    bar.ax.set_yticklabels([rate(s) for s in STEPS])
-    bar.set_label("accuracy of telling the two apart (chance 0.5)")
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    a, b, value = worst
-    marks = "   ".join(f"{mark} {kind}" for kind, mark in MARKS.items())
-    title = f"lowest pair: {rate(value)}   {a}  /  {b}\n{marks}        held out: probes and nuisance setting"
-    ax.set_title(title, fontsize=8.5, loc="left", color="#30373d", linespacing=1.6)
-    alt = f"Matrix of {n} by {n} platforms; the lowest pair is {a} and {b} with {rate(value)}."
-    return picture("pair_accuracy", fig, alt)
-
-
-def _one_class(ax: Axes, pairs: PairMatrix) -> None:
-    """Grey where no model tells the two apart, a grey corner where some models do not."""
-    n = len(pairs.platforms)
-    never = np.isnan(pairs.accuracy) & (pairs.same > 0)
-    ax.imshow(np.ma.masked_where(~never, np.ones((n, n))), cmap="Greys", vmin=0, vmax=3.2, interpolation="nearest")
-    for i, j in zip(*np.nonzero(np.isfinite(pairs.accuracy) & (pairs.same > 0)), strict=True):
-        ax.fill([j - 0.5, j - 0.5, j], [i, i - 0.5, i - 0.5], color="#8a949c", lw=0)
-
-
-def _cell_texts(ax: Axes, pairs: PairMatrix) -> None:
-    """The value in every cell below 0.99, and a frame around the lowest pair."""
-    lowest = np.nanmin(pairs.accuracy)
-    for i, j in zip(*np.nonzero(pairs.accuracy < 0.99), strict=True):
-        value = pairs.accuracy[i, j]
-        text = f"{int(value * 100):02d}"  # percent, rounded down
-        ax.text(j, i, text, ha="center", va="center", fontsize=5.5, color="white" if value < 0.9 else "#30373d")
-    for i, j in zip(*np.nonzero(pairs.accuracy == lowest), strict=True):
-        if lowest < 1:
-            x, y = [j - 0.5, j + 0.5, j + 0.5, j - 0.5, j - 0.5], [i - 0.5, i - 0.5, i + 0.5, i + 0.5, i - 0.5]
-            ax.plot(x, y, color="black", lw=1, zorder=5, clip_on=False)
-
-
-def _platform_ticks(ax: Axes, evaluation: Evaluation, ids: list[str]) -> None:
-    at = range(len(ids))
-    labels = [f"{p} {evaluation.mark(p)}" for p in ids]
-    ax.set_yticks(at, labels, fontsize=6.5)
-    ax.set_xticks(at, labels, fontsize=6.5, rotation=90)
-    for tick, p in zip([*ax.get_yticklabels(), *ax.get_xticklabels()], [*ids, *ids], strict=True):
-        tick.set_color(evaluation.ink(p))
-    ax.tick_params(length=0)
-    ax.grid(False)
-    lines = np.arange(0.5, len(ids) - 1)
-    ax.hlines(lines, -0.5, len(ids) - 0.5, color="white", lw=0.5)
-    ax.vlines(lines, -0.5, len(ids) - 0.5, color="white", lw=0.5)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
-    engines = [known.engine if (known := evaluation.platforms.get(p)) else "" for p in ids]
-    for i in range(1, len(ids)):
-        if engines[i] != engines[i - 1]:
-            ax.axhline(i - 0.5, color="white", lw=2.5)
-            ax.axvline(i - 0.5, color="white", lw=2.5)
 
 
 # ---------------------------------------------------------------- curves
@@ -220,7 +146,7 @@ def factors(evaluation: Evaluation) -> Picture:
         for row in sorted((r for r in rows if r["factor"] == name), key=lambda r: -number(r, "accuracy")):
             value = number(row, "accuracy")
             ax.plot(value, y, "o", ms=5.5, color=BLUE if value >= 0.99 else ORANGE)
-            labels.append((y, f"{MARKS.get(row['value'], '')} {row['value']}".strip()))
+            labels.append((y, _value(evaluation, name, row["value"])))
             y += 1
         y += 0.6
     ax.set_yticks([at for at, _ in labels], [text for _, text in labels], fontsize=7.5)
@@ -231,3 +157,9 @@ def factors(evaluation: Evaluation) -> Picture:
     ax.tick_params(axis="y", length=0)
     ax.set_xlabel("share of answers whose value is the true one")
     return picture("by_factor", fig, "How often the answer has the true engine, number format, attention and so on.")
+
+
+def _value(evaluation: Evaluation, factor: str, value: str) -> str:
+    """With the mark of a provenance; of a machine, the word where all of it is emulated."""
+    own = [p for p in evaluation.ids() if factor == "hardware" and hardware(p) == value]
+    return evaluation.machine(own)[0] if own else f"{MARKS.get(value, '')} {value}".strip()

@@ -26,6 +26,7 @@ code,.id{font:.84em/1.4 ui-monospace,"DejaVu Sans Mono",monospace;overflow-wrap:
 .capped{color:var(--orange)}.emulated{color:var(--violet)}
 figure{margin:1rem 0;break-inside:avoid}figure img{max-width:100%;height:auto;display:block}
 figure.narrow img{max-width:min(100%,34rem)}figcaption{max-width:46rem;margin-top:.4rem}
+details{margin:.6rem 0}details td:first-child{min-width:15rem}summary{color:var(--blue);cursor:pointer}
 ul{padding-left:1.2rem;max-width:46rem}li{margin:.25rem 0}
 @media(max-width:40rem){table.stack thead{display:none}table.stack tr{display:block;padding:.6rem 0;
 border-bottom:1px solid var(--line)}table.stack td{display:flex;justify-content:space-between;gap:1rem;
@@ -66,3 +67,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: str = "",
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     shape = ' class="stack"' if stack else ""
     return f'<div class="wide"><table{shape}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def folded(summary: str, body: str) -> str:
+    """HTML that a reader opens; without a script."""
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>"

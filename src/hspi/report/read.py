@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ Row = dict[str, str]
 
 # Columns without which a table cannot be shown; the rest of its columns may be missing.
 COLUMNS = {
+    "accuracy_by_platform": ("hardware", "software", "accuracy", "ci_low", "ci_high"),
     "pair_accuracy": ("level", "split", "model", "platform_a", "platform_b", "accuracy"),
     "classes": ("model", "class", "platforms"),
     "accuracy_by_tokens": ("level", "tokens", "top_k", "accuracy", "ci_low", "ci_high"),
@@ -28,22 +29,39 @@ COLUMNS = {
     "by_factor": ("factor", "value", "accuracy"),
     "open_set": ("score", "is_known"),
     "false_alarm": ("alpha", "rate", "ci_low", "ci_high", "n"),
+    "spans": ("model", "class", "platforms", "hardware"),
+    "hardware": ("hardware", "question", "value", "ci_low", "ci_high", "n"),
 }
 MARKS = {"real": "●", "capped": "◐", "emulated": "○"}  # of the provenance, the same in pictures and tables
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """metrics by dotted name; tables by name, each a list of rows of text; platforms by id where a record is known."""
+    """metrics by dotted name; tables by name, each a list of rows of text; platforms by id where a record is known:
+    by the full one where features hold it, by that of the software where the catalogue does."""
 
     metrics: dict[str, float]
     tables: dict[str, list[Row]]
     platforms: dict[str, Platform]
     features: list[Aligned] = field(default_factory=list)
 
+    def record(self, platform: str) -> Platform | None:
+        return self.platforms.get(platform) or self.platforms.get(software(platform))
+
+    def engine(self, platform: str) -> str:
+        known = self.record(platform)
+        return known.engine if known else "?"
+
+    def number_format(self, platform: str) -> str:
+        known = self.record(platform)
+        return known.number_format if known else "?"
+
     def provenance(self, platform: str) -> str:
-        """As its record says, or "unknown" where there is none."""
-        known = self.platforms.get(platform)
+        """As the evaluation says, or its record; "unknown" where there is none."""
+        for row in self.tables.get("accuracy_by_platform", []):
+            if row.get("provenance") and (row["hardware"], row["software"]) == (hardware(platform), software(platform)):
+                return row["provenance"]
+        known = self.record(platform)
         return known.provenance if known else "unknown"
 
     def mark(self, platform: str) -> str:
@@ -52,12 +70,24 @@ class Evaluation:
     def ink(self, platform: str) -> str:
         return INKS.get(self.provenance(platform), GREY)
 
+    def machine(self, platforms: Collection[str]) -> tuple[str, str]:
+        """Name and ink of the machine that these stand on, and the word where all of it is emulated."""
+        name = hardware(next(iter(platforms))) or "no hardware named"
+        if {self.provenance(p) for p in platforms} == {"emulated"}:
+            return f"{name} {MARKS['emulated']} emulated", INKS["emulated"]
+        return name, "#20262b"
+
     def ordered(self, ids: Iterable[str]) -> list[str]:
-        """By engine, then by number format, attention and provenance."""
+        """By hardware, then by engine, number format, attention and provenance."""
 
         def place(id: str) -> tuple[object, ...]:
-            p = self.platforms.get(id)
-            return (p is None, *((p.engine, p.number_format, p.dtype, p.attention, p.provenance) if p else ()), id)
+            p = self.record(id)
+            return (
+                hardware(id),
+                p is None,
+                *((p.engine, p.number_format, p.dtype, p.attention, p.provenance) if p else ()),
+                id,
+            )
 
         return sorted(set(ids), key=place)
 
@@ -69,14 +99,27 @@ class Evaluation:
         return self.ordered([*members, *(row[side] for row in pairs for side in ("platform_a", "platform_b"))])
 
 
+def hardware(platform: str) -> str:
+    """Of a full id; empty for software alone."""
+    return platform.rpartition("/")[0]
+
+
+def software(platform: str) -> str:
+    return platform.rpartition("/")[2]
+
+
 @dataclass(frozen=True, slots=True)
 class PairMatrix:
     """accuracy (n, n): of telling two platforms apart, on the model where it is lowest; NaN where no model has them
-    in different classes. same (n, n): on how many models they are one class."""
+    in different classes, or none compared them. same (n, n): on how many models they are one class."""
 
     platforms: list[str]
     accuracy: npt.NDArray[np.float64]
     same: npt.NDArray[np.int64]
+
+    def skipped(self) -> npt.NDArray[np.bool_]:
+        """(n, n): pairs that no table holds, because neither was ever the other's nearest."""
+        return np.isnan(self.accuracy) & (self.same == 0) & ~np.eye(len(self.platforms), dtype=bool)
 
     def worst(self) -> tuple[str, str, float] | None:
         """The pair with the lowest accuracy, or None if there is no pair."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hspi.errors import DataError
 from hspi.files import write_json
+from hspi.tracking.evaluation import log_evaluation, platform_rows, platforms_of
 from hspi.tracking.lineage import evaluation_set_hash
-from hspi.tracking.runs import log_evaluation, log_training
 from hspi.tracking.store import experiment_id, locked, open_store, store_root
+from hspi.tracking.training import log_training
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,15 +47,19 @@ def publish(
     restored the model from elsewhere, is made again from the detector. Raises DataError if a file is not as it must be.
     """
     run, metrics = _read_json(Path(run_file)), _read_json(Path(metrics_file))
-    run = known_run(run, detector_dir, root=root)
-    log_evaluation(run["run_id"], metrics, tables_dir, figures_dir, root=root)
-    result = register(run, metrics, evaluation_set or evaluation_set_hash(root), rescore=rescore, root=root)
+    evaluation_set = evaluation_set or evaluation_set_hash(root)
+    run = known_run(run, detector_dir, platforms_of(platform_rows(tables_dir)), root=root)
+    log_evaluation(run["run_id"], metrics, tables_dir, figures_dir, evaluation_set=evaluation_set, root=root)
+    result = register(run, metrics, evaluation_set, rescore=rescore, root=root)
     write_json(Path(registry_file), result)
     return result
 
 
-def known_run(run: Mapping[str, str], detector_dir: str | Path, *, root: str | Path = ".") -> dict[str, str]:
-    """The run itself where the store knows it, or else one that is made from the detector, once."""
+def known_run(
+    run: Mapping[str, str], detector_dir: str | Path, platforms: Sequence[str] = (), *, root: str | Path = "."
+) -> dict[str, str]:
+    """The run itself where the store knows it, or else one that is made from the detector, once. platforms: full ids
+    that it was trained on."""
     from mlflow.exceptions import MlflowException
 
     with open_store(root) as client:
@@ -66,7 +71,8 @@ def known_run(run: Mapping[str, str], detector_dir: str | Path, *, root: str | P
     if found:
         info = found[0].info
         return {"run_id": info.run_id, "experiment_id": info.experiment_id, **_model_of(found[0])}
-    return log_training(detector_dir, {}, {}, root=root, run_file=None, tags={"hspi.restored_from": run["run_id"]})
+    restored = {"hspi.restored_from": run["run_id"]}
+    return log_training(detector_dir, {}, {}, platforms=platforms, root=root, run_file=None, tags=restored)
 
 
 def _model_of(run: Any) -> dict[str, str]:
