@@ -110,7 +110,8 @@ class Detector:
         told, library = self.told(seen.model), self.library(seen.model)
         claimed = told.claimed(claim, library.data.platforms)
         p = max((found.p_values[told.names[c]] for c in claimed.classes), default=None)
-        excluded = p is not None and p <= found.alpha
+        other = self.grounds(seen.model).decides(claimed.platforms, claimed.hardware, Grounds.same(beside.pairs))
+        excluded = p is not None and (p <= found.alpha or bool(other))
         ground = self.against(seen, claimed, beside) if excluded or p is None else ""
         outcome, why = "inconclusive", ""
         if p is None and not ground:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from hspi.detectors.number_format import Formats
+from hspi.detectors.number_format import Formats, format_of
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.replay import F32, PAIR_FEATURES
 from hspi.platforms.record import Platform
@@ -50,25 +50,43 @@ class Grounds:
         pairs (…, C, F): pair features; agrees (…, C): where the verifier takes both for one platform, which is all that
         can be asked of an unsteady one.
         """
-        same = (pairs[..., NEAR] >= FITS) & (pairs[..., MISSING] <= 1 - FITS)
-        return np.where(np.asarray(self.steady), same, agrees)
+        return np.where(np.asarray(self.steady), self.same(pairs), agrees)
+
+    @staticmethod
+    def same(pairs: F32) -> Bools:
+        """Which candidates gave these very values: (…, C)."""
+        return np.asarray((pairs[..., NEAR] >= FITS) & (pairs[..., MISSING] <= 1 - FITS))
 
     def rivals(self, claimed: Sequence[int], hardware: bool) -> Bools:
         """Whose fit contradicts a claim that the platforms `claimed` are: (C,). hardware: whether the claim names it.
 
-        One of another engine or number format does, and one with other kernels. The same software on other hardware or
-        held to another ISA may share kernels with a batch class of the claim's: it counts only against a claim that
-        names its hardware, and where no batch class is missing.
+        One of another engine or number format does, and one with other kernels; an unsteady one only if its number
+        format is another, for what it may answer is wide. The same software on other hardware or held to another ISA
+        may share kernels with a batch class of the claim's: it counts only against a claim that names its hardware, and
+        where no batch class is missing.
         """
         own = {self.label[i] for i in claimed}
         whole = hardware and all(self.complete[i] for i in claimed)
         recipes = {self.platforms[i].recipe for i in claimed}
+        formats = {format_of(self.platforms[i]) for i in claimed}
         return np.array(
             [
-                bool(claimed) and self.label[r] not in own and (whole or p.recipe not in recipes)
+                bool(claimed)
+                and self.label[r] not in own
+                and (whole or p.recipe not in recipes)
+                and (self.steady[r] or format_of(p) not in formats)
                 for r, p in enumerate(self.platforms)
             ]
         )
+
+    def decides(self, claimed: Sequence[int], hardware: bool, same: Bools) -> Bools:
+        """Whether a steady rival gave these very values and nobody claimed did, which needs no level: (…).
+
+        same (…, C). A platform whose answers vary is never excluded by its own levels from what lies among them, but
+        it does not give another's values bit for bit.
+        """
+        rivals = self.rivals(claimed, hardware) & np.asarray(self.steady)
+        return np.asarray((same & rivals).any(axis=-1) & ~same[..., list(claimed)].any(axis=-1))
 
     def against(self, claimed: Sequence[int], hardware: bool, fits: Bools) -> str:
         """Whose answers they are, where that speaks against a claim; else nothing. fits (C,)."""

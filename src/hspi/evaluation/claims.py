@@ -69,7 +69,7 @@ class Judged:
         scores = class_scores(spread(margin, table.who, count), bench.classes)
         self.p = levels.p_value(scores, PROBES, TOP_K, names)
         pairs = table.features[..., : len(PAIR_FEATURES)]
-        self.fits = np.zeros((samples, count), bool)
+        self.fits = self.same = np.zeros((samples, count), bool)
         self._pairs, self._agrees, self._who = pairs, margin >= AGREES, table.who
 
     def fit_by(self, grounds: Grounds) -> Judged:
@@ -78,12 +78,14 @@ class Judged:
         np.put_along_axis(full, self._who[..., None], self._pairs, axis=1)
         agrees = np.zeros(self.fits.shape, bool)
         np.put_along_axis(agrees, self._who, self._agrees, axis=1)
-        self.fits = grounds.fits(full, agrees)
+        self.fits, self.same = grounds.fits(full, agrees), grounds.same(full)
         return self
 
-    def against(self, grounds: Grounds, claimed: int) -> Bools:
-        """Whether anything besides speaks against the claim of one platform: (B,)."""
-        return np.asarray((self.fits & grounds.rivals([claimed], hardware=True)).any(axis=1))
+    def contradicts(self, grounds: Grounds, claimed: int, label: int, alpha: float, coarser: Bools) -> Bools:
+        """Whether the claim of one platform of a class falls: (B,). coarser (B,): the residuals exclude its format."""
+        excluded = (self.p[:, label] <= alpha) | grounds.decides([claimed], True, self.same)
+        rival = (self.fits & grounds.rivals([claimed], hardware=True)).any(axis=1)
+        return np.asarray(excluded & (rival | coarser))
 
 
 def evaluate_claims(
@@ -103,17 +105,15 @@ def evaluate_claims(
                 who = bench.data.platforms[row[0]].id, _setting(bench, row)
                 seen = Judged(fold, fold.levels, bench, row, AUDITS, apart=False).fit_by(grounds)
                 coarser = _coarser(formats, single, row, seen.drawn)
-                own = seen.p[:, bench.classes.label[row[0]]]
-                against = seen.against(grounds, row[0]) | coarser
+                label = bench.classes.label[row[0]]
                 for alpha in ALPHAS:
-                    excluded[alpha].add(who, own <= alpha)
-                    inside[alpha].add(who, (own <= alpha) & against)
+                    excluded[alpha].add(who, seen.p[:, label] <= alpha)
+                    inside[alpha].add(who, seen.contradicts(grounds, row[0], label, alpha, coarser))
                 _false_claims(bench, grounds, row, seen, power)
                 if (parted := _parted(bench, grounds, row)) is not None:
                     far = Judged(fold, fold.levels_apart, bench, row, AUDITS, apart=True).fit_by(parted)
-                    p = far.p[:, bench.classes.label[row[0]]]
-                    unfit.add(who, p <= ALPHAS[-1])
-                    outside.add(who, (p <= ALPHAS[-1]) & (far.against(parted, row[0]) | coarser))
+                    unfit.add(who, far.p[:, label] <= ALPHAS[-1])
+                    outside.add(who, far.contradicts(parted, row[0], label, ALPHAS[-1], coarser))
     _report(report, inside, excluded, outside, unfit, power)
 
 
@@ -149,9 +149,9 @@ def _false_claims(bench: Bench, grounds: Grounds, row: Row, seen: Judged, power:
             relation = "format"
         else:  # the same software on another machine, or held to another ISA, is no other kernel but other hardware
             relation = "hardware" if platform.recipe == truth.recipe else "kernel"
-        some = slice(0, FALSE_AUDITS)
-        lost = (seen.p[some, label] <= ALPHAS[0]) & seen.against(grounds, claimed)[some]
-        power[relation].add((truth.id, platform.id), lost)
+        no = np.zeros(len(seen.p), bool)
+        lost = seen.contradicts(grounds, claimed, label, ALPHAS[0], no)
+        power[relation].add((truth.id, platform.id), lost[:FALSE_AUDITS])
 
 
 def _report(
