@@ -17,6 +17,7 @@ from hspi.errors import DataError, PlatformError
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.observation import Observation
 from hspi.platforms import catalogue, machine
+from hspi.platforms.claim import Claim
 from hspi.signatures.schema import read_signature
 from hspi.splits import split_probes
 from hspi.verdict import Verdict
@@ -28,6 +29,7 @@ def judge(
     file: str | Path,
     *,
     claim: str | None = None,
+    claim_hardware: str | None = None,
     alpha: float = 0.01,
     probes: int = 32,
     top_k: int = 20,
@@ -35,12 +37,14 @@ def judge(
 ) -> Verdict:
     """The verdict on the first `probes` rows of a signature, `top_k` tokens each, at level alpha.
 
-    detector: a folder, else as `load_detector` finds it. Raises DataError for a file that is no signature, of other
+    claim: software, or hardware/software; claim_hardware: a pattern of hardware (`platforms/claim.py`). detector: a
+    folder, else as `load_detector` finds it. Raises DataError for a file that is no signature, of other
     weights than the library's or of other probes, and for a claim that is no candidate; UnknownName for a model that
     the detector has no library of.
     """
     seen = Observation.of(read_signature(file), top_k)
-    return load_detector(detector).judge(seen.take(range(min(probes, len(seen.probes)))), alpha=alpha, claim=claim)
+    some = seen.take(range(min(probes, len(seen.probes))))
+    return load_detector(detector).judge(some, alpha=alpha, claim=Claim.parse(claim, claim_hardware))
 
 
 def load_detector(folder: str | Path | None = None) -> Detector:

@@ -91,10 +91,12 @@ class _Judge:
             return False  # this level has a fixed number of probes
         f.scores.append(self.scorer.scores(seen)[..., 0])
         f.processes.append(self.evidence.add(f.scores[-1]))
-        told = self.scorer.told
-        parted = f.excluded(settings.alpha).sum() >= told.count - 1
+        claimed = self.material.claimed
+        left = [c for c, out in enumerate(f.excluded(settings.alpha)) if not out]
+        may_be = claimed.classes if claimed else ()
+        parted = len(left) <= 1 or set(left) <= set(may_be)
         self._parted_at = (self._parted_at or len(f.processes)) if parted else None
-        return rules.enough(f, told, settings.claim, settings.alpha, self._parted_at)
+        return rules.enough(f, may_be, settings.alpha, self._parted_at)
 
 
 async def in_order(jobs: Sequence[Callable[[], Awaitable[T]]], window: int, see: Callable[[int, T], bool]) -> list[T]:

@@ -11,12 +11,13 @@ import numpy.typing as npt
 
 from hspi import probes, zoo
 from hspi.detectors.detector import Detector
-from hspi.detectors.virtual_families import Families
+from hspi.detectors.virtual_families import Claimed, Families
 from hspi.errors import ConfigError, DataError
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.library import Library
 from hspi.files import version
 from hspi.platforms import catalogue
+from hspi.platforms.claim import Claim
 from hspi.probes import ProbeSpec
 from hspi.splits import split_probes
 from hspi.zoo import ModelRef
@@ -29,7 +30,8 @@ LIBRARIES = ("hspi", "numpy", "openai", "httpx", "xgboost-cpu", "scikit-learn", 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What decides an audit. `budget`: output tokens at most; `price`: money for a million tokens, of any kind;
-    `window`: questions in flight; `seed` parts the probes as the detector's training did; `order` draws their order;
+    claim: software, with or without its hardware; claim_hardware: a pattern of hardware; `window`: questions in flight;
+    `seed` parts the probes as the detector's training did; `order` draws their order;
     claim_format: where a number format is all that is claimed.
     """
 
@@ -46,6 +48,12 @@ class Settings:
     seed: int
     order: int = 0
     claim_format: str | None = None
+    claim_hardware: str | None = None
+
+    @property
+    def claimed(self) -> Claim | None:
+        """What is claimed of software and hardware, if anything is."""
+        return Claim.parse(self.claim, self.claim_hardware)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +90,14 @@ class Material:
     def library(self) -> Library | None:
         """The candidates, if these weights have any."""
         return self.detector.libraries.get(self.settings.model)
+
+    @property
+    def claimed(self) -> Claimed | None:
+        """What the claim comes to among the candidates, if there are any."""
+        claim, told = self.settings.claimed, self.told
+        if claim is None or told is None or self.library is None:
+            return None
+        return told.claimed(claim, self.library.data.platforms)
 
     @property
     def told(self) -> Families | None:
@@ -150,13 +166,15 @@ def check_claim(settings: Settings, detector: Detector) -> None:
     formats = detector.number_format.formats
     if settings.claim_format is not None and settings.claim_format not in formats:
         raise ConfigError(f"a claimed format must be one of {', '.join(formats)}, but got {settings.claim_format!r}")
-    if settings.claim is None:
+    claim = settings.claimed
+    if claim is None:
         return
     if settings.model not in detector.libraries:
-        catalogue.get(settings.claim)
+        if claim.software:
+            catalogue.get(claim.software)
         return
     try:
-        detector.told(settings.model).index(settings.claim)
+        detector.told(settings.model).claimed(claim, detector.library(settings.model).data.platforms)
     except DataError as error:
         where = "where it runs on this machine, --candidates local,store collects it"
         raise ConfigError(f"{error}: {where}") from error

@@ -31,7 +31,8 @@ def html(plan: Plan, found: Verdict, material: Material, limits: str) -> str:
     settings = material.settings
     kind = found.outcome if found.outcome.isalpha() else ""
     claim = [
-        ("claim", settings.claim or settings.claim_format),
+        ("claim", settings.claim_format if settings.claimed is None else str(settings.claimed)),
+        ("platforms that it may mean", ", ".join(found.tested)),
         ("p-value of the claim at any stopping time", found.claim_p_value),
     ]
     facts: list[tuple[str, Any]] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,19 +91,20 @@ def make_plan(
 
 def expected_power(material: Material, scorer: Scorer) -> tuple[str | None, int | None]:
     """(the class that the claim is hardest to part from, tokens that takes in the stored signatures)."""
-    claim, told = material.settings.claim, scorer.told
-    if claim is None or told.count < 2:
+    claimed, told = material.claimed, scorer.told
+    if claimed is None or not claimed.classes or told.count < 2:
         return None, None
-    own = told.index(claim)
-    members = np.flatnonzero(np.asarray(told.label) == own)
-    rivals = [int(r) for r in scorer.rivals[members].ravel()]
-    found = [(_tokens(scorer, r, own, members, material), told.names[told.label[r]]) for r in rivals]
+    members = np.flatnonzero(np.isin(told.label, claimed.classes))
+    rivals = [int(r) for r in scorer.rivals[members].ravel() if told.label[int(r)] not in claimed.classes]
+    found = [(_tokens(scorer, r, claimed.classes, members, material), told.names[told.label[r]]) for r in rivals]
+    if not found:
+        return None, None
     tokens, name = max(found, key=lambda f: (f[0] is None, f[0] or 0))
     return name, tokens
 
 
-def _tokens(scorer: Scorer, served: int, claimed: int, members: Any, material: Material) -> int | None:
-    """Tokens until the claimed class is contradicted when platform `served` answers as it did under one setting."""
+def _tokens(scorer: Scorer, served: int, claimed: Sequence[int], members: Any, material: Material) -> int | None:
+    """Tokens until the claimed classes are excluded when platform `served` answers as it did under one setting."""
     data = scorer.data
     setting = int(np.flatnonzero(data.present[served])[0])
     index = {p: i for i, p in enumerate(data.probes)}
@@ -110,5 +112,5 @@ def _tokens(scorer: Scorer, served: int, claimed: int, members: Any, material: M
     at = np.asarray([i for i in rows if scorer.asks(i)])
     if not len(at):
         return None
-    process = scorer.processes(scorer.views(scorer.own(served, setting, at), at, members))[claimed]
+    process = scorer.processes(scorer.views(scorer.own(served, setting, at), at, members))[list(claimed)].min(axis=0)
     return crossing(process, material.settings.alpha)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,19 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.audits.answers import Answer
-from hspi.audits.levels.scorer import Scorer
+from hspi.audits.levels.scorer import FITS, Scorer
 from hspi.audits.material import Material, Probe
 from hspi.audits.plan import Plan
-from hspi.detectors.virtual_families import Families
+from hspi.detectors.detector import NO_GROUND
+from hspi.detectors.virtual_families import Claimed
 from hspi.evidence.observation import Observation
 from hspi.verdict import UNKNOWN, Verdict
 
 AFTER_CONTRADICTION = 16  # answers more, in the hope of naming what serves instead
 AT_LEAST = 24  # answers before a class may be named, so that what is in no library has time to show
 STRETCH = 24  # answers in a row that are looked at alone, in search of a change of platform
-FITS = np.log(2.0)  # evidence against a class below which it fits a stretch
 TOO_MANY = 0.1  # share of answers that may be unusable before nothing is concluded
-FACTORS = ("hardware", "engine", "dtype", "quantization", "isa_cap", "attention", "compile", "kv_cache")
 
 
 @dataclass(slots=True)
@@ -52,9 +52,12 @@ class Findings:
     def excluded(self, alpha: float) -> npt.NDArray[np.bool_]:
         return np.asarray(self.highest() >= -np.log(alpha))
 
-    def crossed(self, label: int, alpha: float) -> int | None:
-        """After how many answers the class was excluded."""
-        reached = np.flatnonzero(np.asarray(self.processes)[:, label] >= -np.log(alpha))
+    def crossed(self, labels: Sequence[int], alpha: float) -> int | None:
+        """After how many answers the last of these classes was excluded; None while one is not, or without any."""
+        if not labels:
+            return None
+        highest = np.maximum.accumulate(np.asarray(self.processes)[:, list(labels)], axis=0).min(axis=1)
+        reached = np.flatnonzero(highest >= -np.log(alpha))
         return int(reached[0]) + 1 if len(reached) else None
 
     def spoilt(self) -> str:
@@ -71,11 +74,12 @@ class Findings:
         return Observation(self.seen[0].model, probes, ids, logprobs)
 
 
-def enough(found: Findings, told: Families, claim: str | None, alpha: float, parted_at: int | None) -> bool:
-    """Whether no answer more is needed. parted_at: after how many answers one class at most was left, if it was."""
+def enough(found: Findings, claimed: Sequence[int], alpha: float, parted_at: int | None) -> bool:
+    """Whether no answer more is needed. claimed: the classes that the claim may mean, if any; parted_at: after how many
+    answers one class at most was left, or those claimed alone, if it was."""
     t = len(found.processes)
-    if claim is not None:
-        crossed = found.crossed(told.index(claim), alpha)
+    if claimed:
+        crossed = found.crossed(claimed, alpha)
         if crossed is not None and t >= crossed + AFTER_CONTRADICTION:
             return True
     return parted_at is not None and (bool(found.excluded(alpha).all()) or t >= max(AT_LEAST, 2 * parted_at))
@@ -90,11 +94,11 @@ def conclude(material: Material, plan: Plan, scorer: Scorer, found: Findings) ->
     judged, posterior, plan_of = scorer.judge(found.together(), settings.alpha)
     out = found.excluded(settings.alpha)
     left = [c for c in range(told.count) if not out[c]]
-    claimed = None if settings.claim is None else told.index(settings.claim)
+    claimed = material.claimed
     outcome, why, answer = _outcome(material, scorer, found, left, claimed, judged)
-    highest = found.highest()
+    highest, platforms = found.highest(), scorer.data.platforms
     members = [] if answer == UNKNOWN else told.members_of(answer)
-    p = None if claimed is None else float(np.exp(-max(highest[claimed], 0.0)))
+    p = float(np.exp(-max(highest[list(claimed.classes)].min(), 0.0))) if claimed and claimed.classes else None
     return conclusion(
         material,
         plan,
@@ -108,7 +112,8 @@ def conclude(material: Material, plan: Plan, scorer: Scorer, found: Findings) ->
         set_at=[told.names[c] for c in left] or [UNKNOWN],
         claim_p_value=None if p is None else _digits(p),
         log10_e={n: round(float(highest[c] / np.log(10)), 3) for c, n in enumerate(told.names)},
-        failed_factors=_factors(scorer, settings.claim, members) if outcome == "contradicted" else {},
+        tested=[platforms[i].id for i in claimed.platforms] if claimed else [],
+        failed_factors=told.factors(claimed, members, platforms) if claimed and outcome == "contradicted" else {},
         not_told_apart=[list(told.members[c]) for c in left] if len(left) > 1 else [],
         to_tell_more=_advice(plan, found, outcome, left),
     )
@@ -131,7 +136,7 @@ def conclusion(material: Material, plan: Plan, found: Findings, /, **said: Any) 
         "claim_p_value": None,
         **said,
         "alpha": s.alpha,
-        "claim": s.claim,
+        "claim": None if s.claimed is None else str(s.claimed),
         "level": plan.level,
         "probes": len(found.seen),
         "top_k": found.seen[0].ids.shape[1] if found.seen else plan.capabilities.top_k,
@@ -146,47 +151,65 @@ def conclusion(material: Material, plan: Plan, found: Findings, /, **said: Any) 
 
 
 def _outcome(
-    material: Material, scorer: Scorer, found: Findings, left: list[int], claimed: int | None, judged: str
+    material: Material, scorer: Scorer, found: Findings, left: list[int], claimed: Claimed | None, judged: str
 ) -> tuple[str, str, str]:
     """(outcome, why, answer)."""
     told, alpha = scorer.told, material.settings.alpha
     answer = told.names[left[0]] if len(left) == 1 and judged == told.names[left[0]] else UNKNOWN
     if spoilt := found.spoilt():
         return "inconclusive", spoilt, UNKNOWN
-    if (claimed is not None and claimed not in left) or len(left) != 1:
+    standing = [] if claimed is None else [c for c in claimed.classes if c in left]
+    if (claimed is not None and not standing) or len(left) != 1:
         served = several(scorer, found, alpha)
-        if len(served) > 1:
+        if len(served) > 1 and not set(served) <= {told.names[c] for c in standing}:
             return "inconclusive", f"the endpoint changed while it was asked: {' then '.join(served)}", UNKNOWN
-    if claimed is not None and claimed not in left:
-        if not scorer.calibrated and not any(found.processes[-1][c] < FITS for c in left):
-            return "inconclusive", f"no candidate answers so, {material.settings.claim} among them", UNKNOWN
-        if answer == UNKNOWN and told.open_ended[claimed]:
-            why = f"{material.settings.claim} is excluded, and so is every kernel plan that is known: another may serve"
-            return "inconclusive", why, UNKNOWN
-        if scorer.hardly_differs(found.together(), claimed):
-            why = (
-                "is excluded, yet no other class is nearly as near: a setting that nobody collected, or a close variant"
-            )
-            return "inconclusive", f"{material.settings.claim} {why}", UNKNOWN
-        like = f"it answers like {answer}" if answer != UNKNOWN else "and it answers like no single candidate"
-        after = found.crossed(claimed, alpha)
-        return "contradicted", f"{material.settings.claim} is excluded after {after} answers; {like}", answer
+    if claimed is not None:
+        return _of_claim(scorer, found, left, claimed, judged, alpha)
     if not left:
         return UNKNOWN, "every candidate is excluded: no platform that is known here answers so", UNKNOWN
     if len(left) > 1:
-        names = ", ".join(told.names[c] for c in left[:6])
-        leads = scorer.calibrated and judged in [told.names[c] for c in left]
-        best = judged if leads else UNKNOWN
-        return "inconclusive", f"{len(left)} classes are not told apart: {names}", best
+        return _not_told_apart(scorer, left, judged)
     if answer == UNKNOWN:
-        return (
-            "inconclusive",
-            f"{told.names[left[0]]} alone is not excluded, but the detector does not know it",
-            answer,
-        )
-    if claimed is None:
-        return "identified", f"every other class is excluded, {answer} is not", answer
-    return "consistent", f"the claim's class {answer} is not excluded, every other one is", answer
+        return "inconclusive", _stranger(told.names[left[0]]), UNKNOWN
+    return "identified", f"every other class is excluded, {answer} is not", answer
+
+
+def _of_claim(
+    scorer: Scorer, found: Findings, left: list[int], claimed: Claimed, judged: str, alpha: float
+) -> tuple[str, str, str]:
+    """What becomes of a claim: it falls where it is excluded, or where another's very values come, on a ground besides
+    (`detectors/grounds.py`); it stands where nothing else does."""
+    named, seen, claim = scorer.told.names, found.together(), claimed.claim
+    answer = named[left[0]] if len(left) == 1 and judged == named[left[0]] else UNKNOWN
+    standing = [c for c in claimed.classes if c in left]
+    decided = len(found.seen) >= AT_LEAST and bool(standing) and scorer.decides(seen, claimed)
+    if not standing or decided:
+        ground = scorer.against(seen, claimed, np.asarray(found.processes[-1]))
+        after = found.crossed(claimed.classes, alpha)
+        excluded = f"{claim} is excluded after {after} answers" if after else f"{claim} gives other values"
+        if ground:
+            return "contradicted", f"{excluded}: {ground}" if claimed.classes else ground, answer
+        if not claimed.classes:
+            return "inconclusive", f"no candidate is {claim}, so the claim itself was not tested", answer
+        return "inconclusive", f"{excluded}, {NO_GROUND}", UNKNOWN
+    if len(standing) < len(left):
+        return _not_told_apart(scorer, left, judged)
+    if judged not in [named[c] for c in left] and (len(left) == 1 or scorer.calibrated):
+        return "inconclusive", _stranger(", ".join(named[c] for c in left)), UNKNOWN
+    if len(left) == 1:
+        return "consistent", f"the claim's class {judged} is not excluded, every other one is", judged
+    return "consistent", f"{len(left)} classes that the claim may mean are not excluded, every other one is", judged
+
+
+def _stranger(names: str) -> str:
+    return f"{names} alone is not excluded, but the detector does not know it"
+
+
+def _not_told_apart(scorer: Scorer, left: list[int], judged: str) -> tuple[str, str, str]:
+    named = [scorer.told.names[c] for c in left]
+    leads = scorer.calibrated and judged in named
+    why = f"{len(left)} classes are not told apart: {', '.join(named[:6])}"
+    return "inconclusive", why, judged if leads else UNKNOWN
 
 
 def several(scorer: Scorer, found: Findings, alpha: float) -> list[str]:
@@ -206,21 +229,6 @@ def several(scorer: Scorer, found: Findings, alpha: float) -> list[str]:
                 name = scorer.told.names[left[0]]
                 out += [name] * (name not in out)
                 break
-    return out
-
-
-def _factors(scorer: Scorer, claim: str | None, members: list[str]) -> dict[str, list[str]]:
-    """What the claim and every member of the found class differ in: {factor: [claimed, found]}."""
-    by_id = {p.id: p for p in scorer.data.platforms}
-    if claim is None or not members:
-        return {}
-    claimed = [claim] if claim in by_id else scorer.told.members_of(claim)
-    out = {}
-    for factor in FACTORS:
-        said = " or ".join(sorted({str(getattr(by_id[c], factor)) for c in claimed}))
-        theirs = sorted({str(getattr(by_id[m], factor)) for m in members})
-        if said not in theirs:
-            out[factor] = [said, " or ".join(theirs)]
     return out
 
 

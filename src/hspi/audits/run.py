@@ -28,6 +28,7 @@ from hspi.audits.plan import Plan
 from hspi.client import Endpoint, shown_url
 from hspi.errors import ConfigError, DataError
 from hspi.files import read_json, write_json
+from hspi.platforms.claim import Claim
 from hspi.signatures.store import STORE
 from hspi.verdict import Verdict
 
@@ -43,8 +44,9 @@ class Request:
     """What is to be audited, and what that may cost.
 
     base_url: up to /v1; served: the model's name there; weights: zoo id, folder or hub id of the weights that are said
-    to be served. claim: a platform, or a class by its name; or claim_format, a number format alone. alpha: false alarms
-    at most. max_tokens: output tokens at most; max_cost: money at most, at `price` for a million tokens of any kind.
+    to be served. claim: software (`torch-bf16`, on any hardware), a platform (`amd-zen4/torch-bf16`) or a class by its
+    name; claim_hardware: a pattern (`nvidia-h100-*`), alone or beside it; or claim_format, a number format alone. alpha:
+    false alarms at most. max_tokens: output tokens at most; max_cost: money at most, at `price` for a million tokens of any kind.
     concurrency: questions in flight; order: draws the order of the probes, another one for another audit.
     candidates: some of local,store,emulated. detector: a folder, else the registry's champion, else the last trained.
     The key is read from OPENAI_API_KEY alone. Raises ConfigError where the parts contradict each other.
@@ -55,6 +57,7 @@ class Request:
     weights: str
     claim: str | None = None
     claim_format: str | None = None
+    claim_hardware: str | None = None
     alpha: float = 0.01
     max_tokens: int | None = None
     max_cost: float | None = None
@@ -66,8 +69,9 @@ class Request:
     params: str | Path = "params.yaml"
 
     def __post_init__(self) -> None:
-        if self.claim and self.claim_format:
-            raise ConfigError("claim and claim-format must not be given together, but both are")
+        if self.claim_format and (self.claim or self.claim_hardware):
+            raise ConfigError("claim-format must stand alone, but a claim of software or hardware is there too")
+        Claim.parse(self.claim, self.claim_hardware)
         if self.max_cost is not None and self.price is None:
             raise ConfigError("max-cost must come with a price, but there is none")
         if not 0 < self.alpha < 1:
@@ -77,7 +81,8 @@ class Request:
     def folder(self) -> Path:
         """Where the evidence goes, unless another folder is named."""
         plain = "".join(c if c.isalnum() or c in "._-" else "-" for c in self.served).strip(".") or "model"
-        return AUDITS / "-".join(filter(None, [plain, self.claim or self.claim_format]))
+        claim = self.claim_format or str(Claim.parse(self.claim, self.claim_hardware) or "")
+        return AUDITS / "-".join(filter(None, [plain, "".join(c if c.isalnum() or c in "._-" else "-" for c in claim)]))
 
     def budget(self, length: int) -> int:
         """Output tokens that probes of `length` tokens may take, what discovery needs set aside."""
@@ -140,6 +145,7 @@ class Project:
             seed=self.params.evaluation.seed,
             order=r.order,
             claim_format=r.claim_format,
+            claim_hardware=r.claim_hardware,
         )
 
     def material(self) -> Material:
@@ -152,7 +158,7 @@ class Project:
             STORE,
             KEPT / "signatures",
             self.say,
-            claim=self.settings.claim,
+            claim=self.settings.claimed,
             params_file=str(self.request.params),
         )
         return material.prepare(self.settings, full, self.params.probes.specs(), self.ref)

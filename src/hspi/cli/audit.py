@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hspi.cli.common import claim_option, detector_option, json_option, params_option
+from hspi.cli.common import claim_options, detector_option, json_option, params_option
 
 if TYPE_CHECKING:
     from hspi.audits.run import Audit, Request
@@ -38,7 +38,7 @@ def serve(platform_id: str, model: str, host: str, port: int, max_batch: int, se
 @click.option("--base-url", envvar="OPENAI_BASE_URL", help="URL up to /v1. Default: OPENAI_BASE_URL.")
 @click.option("--model", "served", help="Name under which the endpoint serves the model.")
 @click.option("--weights", help="Zoo id, path or hub id of the weights that are said to be served.")
-@claim_option
+@claim_options
 @click.option("--claim-format", help="Number format, where that is all that is claimed: bf16, int8, ...")
 @click.option(
     "--alpha", type=click.FloatRange(1e-9, 0.5), default=0.01, show_default=True, help="False alarms at most."

@@ -11,7 +11,15 @@ import click
 params_option = click.option(
     "--params", "params_file", default="params.yaml", show_default=True, type=click.Path(dir_okay=False)
 )
-claim_option = click.option("--claim", help="Platform id that the provider claims.")
+_CLAIM = click.option("--claim", help="What the provider claims: torch-bf16 (on any hardware) or amd-zen4/torch-bf16.")
+_HARDWARE = click.option("--claim-hardware", help="Hardware that the provider claims, a pattern: nvidia-h100-*.")
+
+
+def claim_options(command: Any) -> Any:
+    """`--claim` and `--claim-hardware`."""
+    return _CLAIM(_HARDWARE(command))
+
+
 detector_option = click.option(
     "--detector", type=click.Path(path_type=Path), help="Its folder. Default: champion, else the last."
 )
@@ -49,7 +57,7 @@ class Ticker:
     def expect(self, n: int) -> None:
         """So many probes more are to come than the total said."""
         if self.kind == "bar":
-            self.bar.total += n
+            self.bar.total = (self.bar.total or 0) + n
             self.bar.refresh()
         else:
             self._tell("expect", n)

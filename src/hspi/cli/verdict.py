@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hspi.cli.common import claim_option, detector_option, json_option
+from hspi.cli.common import claim_options, detector_option, json_option
 
 if TYPE_CHECKING:
     from hspi.verdict import Verdict
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@claim_option
+@claim_options
 @click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.01, show_default=True)
 @click.option("--probes", type=click.IntRange(1), default=32, show_default=True, help="Rows of the file to use.")
 @click.option("--top-k", type=click.IntRange(2), default=20, show_default=True)
@@ -27,6 +27,7 @@ def verdict(
     ctx: click.Context,
     file: Path,
     claim: str | None,
+    claim_hardware: str | None,
     alpha: float,
     probes: int,
     top_k: int,
@@ -36,11 +37,13 @@ def verdict(
     """Judge the signature in FILE. Exit code 0: claim consistent, 1: contradicted, 3: inconclusive or unknown.
 
     \b
-    Example:  hspi verdict data/signatures/torch-bf16/llama/text.b1.parquet --claim torch-fp32
+    Example:  hspi verdict data/signatures/amd-zen3/torch-bf16/llama/text.b1.parquet --claim torch-fp32
     """
     from hspi import judging
 
-    found = judging.judge(file, probes=probes, top_k=top_k, alpha=alpha, claim=claim, detector=detector)
+    found = judging.judge(
+        file, probes=probes, top_k=top_k, alpha=alpha, claim=claim, claim_hardware=claim_hardware, detector=detector
+    )
     print_verdict(found, as_json)
     ctx.exit(found.exit_code)
 

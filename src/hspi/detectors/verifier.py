@@ -76,10 +76,10 @@ class Comparisons:
 
         def fill(i: int) -> None:
             a, b = rows[i]
-            chosen = data.logprobs[rivals[a]], data.rank[rivals[a]]
-            flat = [x.reshape(-1, *x.shape[2:]) for x in chosen]
-            found = pair_statistics(data.logprobs[a, b], data.rank[a, b], *flat, data.reference, k)
-            cross[i] = nearest_setting(found.reshape(*chosen[0].shape[:3], T), present[rivals[a]])
+            theirs, ranks = data.logprobs[rivals[a]], data.rank[rivals[a]]
+            flat = theirs.reshape(-1, *theirs.shape[2:]), ranks.reshape(-1, *ranks.shape[2:])
+            found = pair_statistics(data.logprobs[a, b], data.rank[a, b], flat[0], flat[1], data.reference, k)
+            cross[i] = nearest_setting(found.reshape(*theirs.shape[:3], T), present[rivals[a]])
 
         on_all_cores(fill, range(len(rows)))
         own = on_all_cores(lambda c: setting_statistics(data, c, k), range(len(data.platforms)))

@@ -16,6 +16,7 @@ from hspi.detectors.verifier import Row, Table, class_scores, score, spread, tab
 from hspi.evaluation.measures import Accuracy, auroc, macro_accuracy, pair_accuracies, reliability, wilson
 from hspi.evidence.cores import on_all_cores
 from hspi.evidence.replay import F32
+from hspi.platforms.record import Platform
 from hspi.splits import group_folds, partitions
 
 Line = dict[str, Any]
@@ -171,7 +172,8 @@ def _held_out_class(
         several = [(b, [row for row in r if b.data.present[row[0]].sum() > 1]) for b, r in some]
         return fold, found, [score_samples(verifier, b, 32, 20, r, number, apart=True) for b, r in several if r]
 
-    folds, apart = [], []
+    folds: list[Fold] = []
+    apart: list[Scored] = []
     for fold, found, parted in on_all_cores(one, range(CLASS_FOLDS)):
         folds.append(fold)
         apart.extend(parted)
@@ -253,7 +255,8 @@ def _pairs(report: ReplayReport, parts: Sequence[Scored]) -> None:
 def _by_platform(report: ReplayReport, parts: Sequence[Scored]) -> None:
     """The accuracy of each hardware × software, over models and batch classes."""
     right: dict[str, list[float]] = {}
-    record, block = {}, {}
+    record: dict[str, Platform] = {}
+    block: dict[str, int] = {}
     for part in parts:
         for c, ok in zip(part.table.truth, part.right, strict=True):
             p = part.bench.data.platforms[c]

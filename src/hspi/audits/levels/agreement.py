@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from hspi.audits.levels.level import Offer, Sequential
 from hspi.audits.levels.replay import how_asked, replayable
-from hspi.audits.levels.scorer import Bools, Scorer
+from hspi.audits.levels.scorer import FITS, Bools, Scorer
 from hspi.audits.sequential import Martingales, SimpleMixture
 from hspi.detectors.detector import Detector
 from hspi.evidence.aligned import Aligned, place
@@ -79,7 +79,7 @@ class Text(Sequential):
 
 
 class Agreement(Scorer):
-    """The score is the mean agreement with a platform's settings."""
+    """The score is the agreement with a platform's nearest setting."""
 
     bets: ClassVar[type[Martingales]] = SimpleMixture
     calibrated: ClassVar[bool] = False
@@ -91,23 +91,23 @@ class Agreement(Scorer):
     def features(self, observed: Any, at: Index, who: Index, held: Sequence[int]) -> F32:
         same = self.agree(observed, at, who)
         out = np.full((len(held), *same.shape[:2], 1), np.nan, np.float32)
-        for i, setting in enumerate(held):
-            usable = self.present[who]
-            usable[:, setting] = False
-            count = usable.sum(axis=1)
-            total = np.where(usable, same, 0).sum(axis=-1)
-            out[i, ..., 0] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+        for i, usable in enumerate(self.usable_settings(who, held)):
+            best = np.where(usable, same, -1.0).max(axis=-1)
+            out[i, ..., 0] = np.where(usable.any(axis=1), best, np.nan)
         return out
 
     def margin(self, rows: F32) -> F32:
         return rows[..., 0]
 
+    def fits(self, seen: Observation, log_e: npt.NDArray[np.float64]) -> Bools:
+        return np.asarray(log_e[np.asarray(self.told.label)] < FITS)
+
     def judge(self, seen: Observation, alpha: float) -> tuple[str, dict[str, float], str]:
         """The class that agrees most; no posterior, for these levels have no detector that was calibrated."""
         at = np.asarray([self._index[p] for p in seen.probes])
         who = np.arange(len(self.present))
-        same = np.where(self.present, self.agree(self.observed(seen, at), at, who), np.nan)
-        best = int(np.nanargmax(np.nanmean(same, axis=(0, 2))))
+        same = np.where(self.present, self.agree(self.observed(seen, at), at, who), -1.0)
+        best = int(np.argmax(same.max(axis=2).mean(axis=0)))
         return self.told.names[self.told.label[best]], {}, ""
 
 

@@ -18,15 +18,16 @@ import numpy.typing as npt
 from hspi.audits.levels.level import Offer, Sequential
 from hspi.audits.levels.scorer import VIEWS, Bools, Scorer
 from hspi.detectors.detector import Detector
-from hspi.detectors.verifier import own_distances, verifier_rows
+from hspi.detectors.number_format import Formats
+from hspi.detectors.verifier import log_odds, own_distances, verifier_rows
+from hspi.detectors.virtual_families import Claimed
 from hspi.evidence.aligned import place
 from hspi.evidence.observation import Observation
-from hspi.evidence.replay import F32, pair_features, pair_statistics
+from hspi.evidence.replay import F32, nearest_setting, pair_features, pair_statistics
 from hspi.files import read_array, write_array
 from hspi.splits import Index
 
-HALF_WAY = 2 * float(np.log10(2))  # in log10 of squared distances
-VERSION = 1  # raise when the same detector and library would give other scores
+VERSION = 2  # raise when the same detector and library would give other scores
 
 
 class Replay(Sequential):
@@ -34,8 +35,9 @@ class Replay(Sequential):
 
     kind: ClassVar[str] = "replay"
     limits: ClassVar[str] = (
-        "Every class whose signatures are among the candidates. A claim falls wrongly with probability alpha at most, "
-        "whenever the audit stops, if the endpoint batches no worse than the settings that were collected."
+        "Every class whose signatures are among the candidates. A claim is excluded wrongly with probability alpha at "
+        "most, whenever the audit stops, if the endpoint's batches are of classes that were collected; it is "
+        "contradicted only where the answers are those of another platform, or of a coarser number format."
     )
 
     @classmethod
@@ -81,7 +83,7 @@ class ReplayScorer(Scorer):
         if kept is not None:
             self._own = kept[:own].reshape(s, c, 4)
             return kept[own:].reshape(views)
-        self._own = own_distances(self.data.on_probes(self.split.fit), self.k, range(len(self.data.nuisances)))
+        self._own = own_distances(self.data.on_probes(self.split.fit), self.k)[:-1]
         calibration = self._calibrate()
         if path is not None:
             write_array(path, np.concatenate([self._own.ravel(), calibration.ravel()]))
@@ -95,7 +97,15 @@ class ReplayScorer(Scorer):
         digest = hashlib.sha256(bytes(self.detector.verifier.booster_.save_raw("ubj")))
         for array in (d.slots, d.reference, d.logprobs, d.rank, self.present, self.rivals, self.split.fit):
             digest.update(np.ascontiguousarray(array).data)
-        names = [VERSION, xgboost.__version__, d.platform_ids(), d.nuisances, self.k, self.calibrate_on.tolist()]
+        names = [
+            VERSION,
+            xgboost.__version__,
+            d.platform_ids(),
+            d.settings,
+            d.steady,
+            self.k,
+            self.calibrate_on.tolist(),
+        ]
         digest.update(json.dumps(names).encode())
         return digest.hexdigest()[:32]
 
@@ -114,7 +124,7 @@ class ReplayScorer(Scorer):
 
     def _statistics(self, observed: Sequence[Placed], at: Index, who: Index) -> F32:
         """Pair statistics of each against each setting of the platforms `who`: (len(observed), len(who), S, n, T)."""
-        s, n = len(self.data.nuisances), len(at)
+        s, n = self.present.shape[1], len(at)
         shape = (len(who) * s, n, self.data.slots.shape[1])
         chosen = np.ix_(who, np.arange(s), at)  # one step: taking platforms first would copy the library
         theirs, ranks = self.data.logprobs[chosen].reshape(shape), self.data.rank[chosen].reshape(shape)
@@ -122,40 +132,32 @@ class ReplayScorer(Scorer):
         return np.stack(found).reshape(len(observed), len(who), s, n, -1)
 
     def _without(self, statistics: F32, who: Index, held: Sequence[int]) -> F32:
-        """What the verifier reads where one setting after another is out of the library: (len(held), n, len(who), F).
+        """What the verifier reads where one setting after another is tested: (len(held), n, len(who), F).
 
         statistics: of one observation for all of `held`, or of one for each of them.
         """
-        usable = np.repeat(self.present[None, who], len(held), axis=0)
-        usable[np.arange(len(held)), :, held] = False
-        own = self._own[np.asarray(held)[:, None], who]
-        pairs = pair_features(statistics.transpose(0, 3, 1, 2, 4), self.k)
-        pairs = np.broadcast_to(pairs, (len(held), *pairs.shape[1:]))
-        return verifier_rows(pairs, usable[:, None], own[:, None], 1, self.k)
+        usable = self.usable_settings(who, held)
+        wide = np.broadcast_to(statistics, (len(held), *statistics.shape[1:]))
+        pairs = pair_features(nearest_setting(wide, usable), self.k).transpose(0, 2, 1, 3)
+        return verifier_rows(pairs, self._own[np.asarray(held)[:, None], who][:, None], 1, self.k)
 
     def margin(self, rows: F32) -> F32:
         """Log-odds, all in one call."""
-        found = self.detector.verifier.margin(rows.reshape(-1, rows.shape[-1]))
-        return found.reshape(rows.shape[:-1]).astype(np.float32)
+        found = log_odds(self.detector.verifier, rows.reshape(-1, rows.shape[-1]))
+        lacking = ~np.isfinite(rows[..., 0])
+        return np.where(lacking, -np.inf, found.reshape(rows.shape[:-1])).astype(np.float32)
 
     def judge(self, seen: Observation, alpha: float) -> tuple[str, dict[str, float], str]:
         found = self.detector.judge(seen, alpha=alpha)
         return found.answer, found.posterior, found.plan
 
-    def hardly_differs(self, seen: Observation, label: int) -> bool:
-        """Whether they are nearer to its members than half the way from those to any other class.
+    def fits(self, seen: Observation, log_e: npt.NDArray[np.float64]) -> Bools:
+        return self.detector.beside(seen).fits
 
-        Settings that nobody collected move an honest platform too: a product of another shape, a normaliser summed in
-        another order. They move it little against what parts classes, other weights and other formats much.
-        """
-        at = np.asarray([self._index[p] for p in seen.probes])
-        member = np.asarray(self.told.label) == label
-        mine, others = np.flatnonzero(member), np.flatnonzero(~member)
-        own = [self.own(int(i), int(held), at) for i in mine for held in np.flatnonzero(self.present[i])]
-        apart = min(self._distance(each, at, others) for each in own)
-        return self._distance(self.observed(seen, at), at, mine) < apart - HALF_WAY
+    def decides(self, seen: Observation, claimed: Claimed) -> bool:
+        grounds = self.detector.grounds(self.model)
+        same = grounds.same(self.detector.beside(seen).pairs)
+        return bool(grounds.decides(claimed.platforms, claimed.hardware, same))
 
-    def _distance(self, observed: Placed, at: Index, who: Index) -> float:
-        """log10 of the squared distance to the nearest setting of these platforms, over all probes together."""
-        distance = pair_features(self._statistics([observed], at, who)[0].mean(axis=2), self.k)[..., 0]
-        return float(distance[self.present[who]].min())
+    def told_format(self, seen: Observation) -> Formats | None:
+        return self.detector.told_format(seen)

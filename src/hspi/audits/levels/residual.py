@@ -23,7 +23,6 @@ from hspi.audits.rules import EXACT, Findings
 from hspi.detectors.number_format import BLOCKS, Formats, format_of
 from hspi.errors import DataError
 from hspi.evidence.aligned import ABSENT, Aligned
-from hspi.platforms import catalogue
 from hspi.reference.hypotheses import NAMES
 from hspi.reference.logits import SLOTS, likeliest, normaliser
 from hspi.reference.store import cached_predictions, cached_reference
@@ -75,7 +74,8 @@ class Residual(Level):
             return rules.inconclusive(self.material, plan, found, *said)
         told = self.material.detector.number_format.tell(self.reference, found.together())
         claimed = claimed_format(self.material)
-        outcome, why = said_of(told, claimed, self.material.settings.claim)
+        claim = self.material.settings.claimed
+        outcome, why = said_of(told, claimed, None if claim is None else str(claim))
         return rules.conclusion(
             self.material,
             plan,
@@ -100,10 +100,10 @@ def unfit(found: Findings) -> tuple[str, str] | None:
 def claimed_format(material: Material) -> str | None:
     """The format that the claim comes to; None without a claim."""
     s = material.settings
-    if s.claim_format is not None or s.claim is None:
+    if s.claim_format is not None or s.claimed is None:
         return s.claim_format
-    known = {} if material.library is None else {p.id: p for p in material.library.data.platforms}
-    return format_of(known.get(s.claim) or catalogue.get(s.claim))
+    record = s.claimed.record([] if material.library is None else material.library.data.platforms)
+    return None if record is None else format_of(record)
 
 
 def said_of(told: Formats, claimed: str | None, platform: str | None) -> tuple[str, str]:

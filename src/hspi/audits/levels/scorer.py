@@ -1,8 +1,10 @@
 """Scores of one audit: each probe's answer beside every candidate, and what the candidates score on themselves.
 
-Hypotheses are (platform, setting): the library is read without that setting, for the endpoint's answers and for the
-platform's own alike, so that both are exchangeable when the hypothesis is true (`sequential`). What a score is, the
-level of evidence decides: `replay` asks the pair verifier, `agreement` counts what is alike.
+Hypotheses are (platform, batch class). Each answer is held against the platform's nearest signature, for a server's
+batches grow and shrink while it is asked. A class that repeats bit for bit stands in its platform's library, for the
+endpoint's answers and for the platform's own alike; a setting that does not is left out for both, so that both are
+exchangeable when the hypothesis is true (`sequential`). What a score is, the level of evidence decides: `replay` asks
+the pair verifier, `agreement` counts what is alike.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ import numpy.typing as npt
 
 from hspi.audits.sequential import Martingales, log_mean
 from hspi.detectors.detector import Detector
-from hspi.detectors.virtual_families import Families
+from hspi.detectors.grounds import against_format
+from hspi.detectors.number_format import Formats
+from hspi.detectors.verifier import restless
+from hspi.detectors.virtual_families import Claimed, Families
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.cores import on_all_cores
 from hspi.evidence.observation import Observation
@@ -25,6 +30,7 @@ from hspi.evidence.replay import F32
 from hspi.splits import Index, split_probes
 
 RIVALS = 6  # platforms of other classes, the nearest, that a platform's score is held against
+FITS = np.log(2.0)  # evidence against a class below which it fits answers
 VIEWS = 2  # the score itself, and its lead over the best rival
 
 Bools = npt.NDArray[np.bool_]
@@ -49,6 +55,7 @@ class Scorer(ABC):
         pool = split.calibrate if self.calibrated else np.concatenate([split.fit, split.calibrate])
         self.calibrate_on = pool[self.usable[pool]]
         self.present = self.data.present  # counted anew at each reading, over the whole library
+        self.restless = restless(self.data)
         self.told = detector.told(model)
         self.rivals = nearest_rivals(detector.library(model).classes.separation, self.told.label)
         self._index = {p: i for i, p in enumerate(self.data.probes)}
@@ -71,10 +78,12 @@ class Scorer(ABC):
 
     @abstractmethod
     def features(self, observed: Any, at: Index, who: Index, held: Sequence[int]) -> F32:
-        """Of each probe beside each platform of `who`, its setting `held` left out: (len(held), n, len(who), F)."""
+        """Of each probe beside each platform of `who`, its setting `held` left out if it does not repeat:
+        (len(held), n, len(who), F).
+        """
 
     def itself(self, platform: int, who: Index, held: Sequence[int]) -> F32:
-        """The same of a platform's own answers to the calibration probes, each setting beside a library without it."""
+        """The same of a platform's own answers to the calibration probes, setting by setting."""
         at = self.calibrate_on
         return np.stack([self.features(self.own(platform, s, at), at, who, [s])[0] for s in held])
 
@@ -87,11 +96,29 @@ class Scorer(ABC):
         """(the class that all answers together are likest, or "unknown"; a posterior, empty where there is none; the
         kernel plan of a virtual GPU, "" for others)."""
 
-    def hardly_differs(self, seen: Observation, label: int) -> bool:
-        """Whether answers are much nearer to a class than any other class is, so that another setting may explain
-        what parts them. A level that measures no distance cannot tell.
-        """
+    @abstractmethod
+    def fits(self, seen: Observation, log_e: npt.NDArray[np.float64]) -> Bools:
+        """Which platforms all answers together are those of: (C,). log_e (classes,): ln E against each, in the end."""
+
+    def decides(self, seen: Observation, claimed: Claimed) -> bool:
+        """Whether a rival gave these very values and nobody claimed did (`Grounds.decides`)."""
         return False
+
+    def told_format(self, seen: Observation) -> Formats | None:
+        """What the residuals say of the number format, where this level sees them."""
+        return None
+
+    def against(self, seen: Observation, claimed: Claimed, log_e: npt.NDArray[np.float64]) -> str:
+        """What speaks against an excluded claim besides (`detectors/grounds.py`), or nothing."""
+        fits = self.fits(seen, log_e)
+        ground = self.detector.grounds(self.model).against(claimed.platforms, claimed.hardware, fits)
+        return ground or against_format(self.told_format(seen), claimed.format)
+
+    def usable_settings(self, who: Index, held: Sequence[int]) -> Bools:
+        """(len(held), len(who), S): what stands in the library of each platform where one setting of it is tested."""
+        usable = np.repeat(self.present[None, who], len(held), axis=0)
+        usable[np.arange(len(held)), :, held] &= ~self.restless[who][:, held].T
+        return usable
 
     def asks(self, at: int) -> bool:
         """Whether the level puts this probe of the library to an endpoint: one that neither trained nor calibrates."""
@@ -119,7 +146,7 @@ class Scorer(ABC):
         return self._only_hypotheses(views)
 
     def _only_hypotheses(self, views: F32) -> F32:
-        testable = self.present & (self.present.sum(axis=1, keepdims=True) > 1)
+        testable = self.present & (~self.restless | (self.present.sum(axis=1, keepdims=True) > 1))
         return np.where(testable[None, :, :, None], views, np.nan).astype(np.float32)
 
     def _start(self) -> F32:
