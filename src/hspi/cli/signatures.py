@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hspi.cli.common import Ticker, params_option
-from hspi.signatures import store
+from hspi.cli.common import Ticker, json_option, params_option, show
+from hspi.errors import UnknownName
+from hspi.signatures import datasets, store
 
 if TYPE_CHECKING:
     from hspi.platforms.record import Platform
@@ -75,7 +76,7 @@ def collect(
         raise click.UsageError("--served-name and --record need --base-url")
     platform = catalogue.get(platform_id)
     if skip_unavailable and not machine.availability(platform).runnable:
-        click.echo(f"{platform_id} skipped: {collecting.note_skipped(platform_id, out)}")
+        click.echo(f"{platform_id} skipped: {machine.availability(platform).why_not}")
         return
     with Ticker(progress, probes * len(models or p.models), platform_id) as tick:
         collecting.collect(platform_id, models, sets, batch_sizes, out=out, params=params_file, jobs=jobs, tick=tick)
@@ -98,20 +99,120 @@ def _labelled(platform_id: str, record: str | None) -> Platform:
 
 @click.group()
 def signatures() -> None:
-    """Signatures that were collected elsewhere."""
+    """Datasets of signatures, one for each hardware: what ships, and what joins it.
+
+    \b
+    Examples:
+      hspi signatures list                              what ships, by hardware
+      hspi signatures show amd-zen3                     its platforms, batch classes, versions, dates
+      hspi signatures add ~/signatures                  check, place and version what was collected elsewhere
+    """
+
+
+@signatures.command("list")
+@json_option
+def signatures_list(as_json: bool) -> None:
+    """Datasets by hardware: what DVC versions, pulled or not, and what lies here unversioned.
+
+    \b
+    Examples:
+      hspi signatures list
+      hspi signatures list --json
+    """
+    rows = [_row(dataset) for dataset in datasets.listing(store.STORE)]
+    if not as_json:
+        rows = [row | {name: _words(row[name]) for name in row} | {"size": _size(row["size"])} for row in rows]
+        rows = [row | {"platforms": len(row["platforms"].split())} for row in rows]
+    show(
+        rows,
+        ["hardware", "platforms", "models", "files", "size", "collected", "provenance", "versions", "state"],
+        as_json,
+    )
+
+
+@signatures.command("show")
+@click.argument("platform", metavar="HARDWARE[/SOFTWARE]")
+@json_option
+def signatures_show(platform: str, as_json: bool) -> None:
+    """Facts of one dataset, and a line for each of its platforms, or for one. It need not be pulled.
+
+    \b
+    Examples:
+      hspi signatures show amd-zen3
+      hspi signatures show amd-zen3/torch-bf16 --json
+    """
+    hardware, _, software = platform.partition("/")
+    found = datasets.named(store.STORE, hardware)
+    if software and software not in found.software:
+        raise UnknownName(f"software of {hardware}", software, found.software)
+    chosen = {name: row for name, row in found.software.items() if software in ("", name)}
+    if as_json:
+        click.echo(json.dumps({**_row(found), **found.meta, "software": chosen}, indent=1))
+        return
+    used = sorted({i for row in chosen.values() for i in row["environments"]})
+    click.echo(f"{hardware}  {found.desc}\n")
+    facts = [(name, _words(value)) for name, value in found.meta.get("hardware", {}).items() if name != "id"]
+    facts += [("state", _state(found)), ("size", _size(found.size))]
+    facts += [(f"environment {i}", _words(found.meta["environments"][i])) for i in used]
+    for name, value in facts:
+        click.echo(f"{name:14} {value}" if value else name)
+    click.echo()
+    rows = [{"software": name, **{k: _words(v) for k, v in row.items()}} for name, row in chosen.items()]
+    show(rows, ["software", "provenance", "engine", "format", "classes", "models", "collected", "environments"], False)
+
+
+def _row(dataset: datasets.Dataset) -> dict[str, Any]:
+    meta = dataset.meta
+    return {
+        "hardware": dataset.hardware,
+        "desc": dataset.desc,
+        "platforms": list(dataset.software),
+        "models": meta.get("models", []),
+        "files": dataset.files,
+        "size": dataset.size,
+        "collected": meta.get("collected", []),
+        "provenance": meta.get("provenance", {}),
+        "versions": dataset.versions(),
+        "here": dataset.here,
+        "versioned": dataset.versioned,
+        "state": _state(dataset),
+    }
+
+
+def _state(dataset: datasets.Dataset) -> str:
+    if not dataset.versioned:
+        return "not versioned"
+    return (
+        "pulled"
+        if dataset.here == dataset.files
+        else "not pulled"
+        if not dataset.here
+        else f"{dataset.here} files here"
+    )
+
+
+def _words(value: Any) -> str:
+    """Of a list its items; of a pair of equal days one; of counts and versions `name value`."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(v)}" for name, v in value.items())
+    return " ".join(dict.fromkeys(map(str, value))) if isinstance(value, list) else str(value)
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
 
 
 @signatures.command("add")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--no-dvc", is_flag=True, help="Copy alone; do not run `dvc add`.")
 def signatures_add(folder: Path, no_dvc: bool) -> None:
-    """Check every signature below FOLDER, copy it to data/signatures and track it with DVC.
+    """Check every signature below FOLDER, copy it to the dataset of its hardware and version that with DVC.
 
     \b
     Example:  hspi signatures add ~/h200-signatures
     """
-    for platform, paths in store.add(folder, track=not no_dvc).items():
-        click.echo(f"{platform}: {len(paths)} signatures")
+    for hardware, paths in store.add(folder, versioned=not no_dvc).items():
+        click.echo(f"{hardware}: {len(paths)} signatures")
 
 
 COMMANDS = (collect, signatures)

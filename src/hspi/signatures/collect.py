@@ -20,8 +20,8 @@ import numpy as np
 from hspi import params as parameters
 from hspi import probes, zoo
 from hspi.errors import DataError, HspiError, PlatformError
-from hspi.files import write_json
 from hspi.platforms import catalogue, machine
+from hspi.platforms.hardware import hardware_of
 from hspi.platforms.opening import import_engine, open_adapter
 from hspi.platforms.record import Adapter, LogProbs, Nuisance, Platform
 from hspi.probes import ProbeSet, ProbeSpec
@@ -30,7 +30,6 @@ from hspi.signatures.schema import Header, read_header
 from hspi.signatures.store import STORE, signature_path
 from hspi.signatures.top_k import top_k
 
-SKIPPED = "SKIPPED.json"  # stands where signatures would, on a machine that cannot make them
 HELD_SECONDS = 0.05  # of finished work that a kill may cost
 HELD_BYTES = 1 << 20  # more would leave the caches before it is read
 
@@ -47,10 +46,14 @@ class Job:
     spec: ProbeSpec
     nuisance: Nuisance
     root: Path
+    hardware: str = ""  # what answers; empty: this machine
 
     @property
     def path(self) -> Path:
-        return signature_path(self.root, self.platform.id, self.model, self.spec.name, self.nuisance.name)
+        hardware = self.hardware or machine.hardware_here(self.platform).id
+        return signature_path(
+            self.root, hardware, self.platform.software, self.model, self.spec.name, self.nuisance.name
+        )
 
 
 def batches(size: int, nuisance: Nuisance) -> Iterator[np.ndarray]:
@@ -157,8 +160,9 @@ def collect(
 
     models: zoo ids, folders or hub ids; sets: names of probe sets; batch_sizes: of the nuisance settings; jobs:
     processes that share the models. What is left out comes from `params`. tick: is told how many probes more are done.
-    Returns the files, OUT/<platform>/<model>/<set>.<nuisance>.parquet. One process runs one platform: libraries choose
-    their code paths once. Raises PlatformError if this machine or process cannot run it, UnknownName, ModelError.
+    Returns the files, OUT/<hardware>/<platform>/<model>/<set>.<nuisance>.parquet. One process runs one platform:
+    libraries choose their code paths once. Raises PlatformError if this machine or process cannot run it, UnknownName,
+    ModelError.
     """
     p = parameters.load(params)
     specs = [p.probes.spec(name) for name in sets or p.probes.sets]
@@ -191,7 +195,6 @@ def collect_platform(
     machine.apply_env(platform)
     # Before the engine is imported: switching its thread pool for each call would cost as much as the call.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(n.threads for n in nuisances)))
-    (Path(root) / platform_id / SKIPPED).unlink(missing_ok=True)
     jobs = {m: [Job(platform, m, s, n, Path(root)) for s in specs for n in nuisances] for m in models}
     if processes > 1:
         import_engine(platform)
@@ -218,7 +221,8 @@ def collect_running(
     """
     from hspi.platforms.servers.endpoint import attach
 
-    jobs = [Job(platform, model, s, n, Path(root)) for s in specs for n in nuisances]
+    hardware = hardware_of(platform, {}).id  # of a machine of which only its label is known
+    jobs = [Job(platform, model, s, n, Path(root), hardware) for s in specs for n in nuisances]
     return collect_model(platform, model, jobs, tick, lambda p, path, _: attach(url, served, p, path))
 
 
@@ -268,12 +272,3 @@ def _child(pipe: Any, platform: Platform, share: Sequence[str], jobs: dict[str, 
     except HspiError as error:
         pipe.send_bytes(str(error).encode())
         pipe.close()
-
-
-def note_skipped(platform_id: str, root: str | Path) -> str:
-    """Say, where the signatures would stand, that this machine cannot make them. Returns the reason."""
-    platform = catalogue.get(platform_id)
-    why = machine.availability(platform).why_not
-    note = {"platform": platform_id, "why_not": why}
-    write_json(Path(root) / platform_id / SKIPPED, note, indent=None, sort_keys=False)
-    return why
