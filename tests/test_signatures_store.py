@@ -237,7 +237,7 @@ def written(root: Path) -> dict[str, Any]:
 
 def test_the_command_versions_them_with_dvc_and_says_what_is_in_them(tracked: Path, tmp_path: Path) -> None:
     assert "md5" in written(tracked)["outs"][0] and written(tracked)["meta"]["files"] == 1
-    assert written(tracked)["desc"] == "NVIDIA H100 PCIe: 1 real platforms on llama"
+    assert written(tracked)["desc"] == "NVIDIA H100 PCIe: 1 platforms (1 real) on llama"
     make(tmp_path / "more", nuisance="b8")  # DVC's own copy may be read-only or linked: merging must still work
     assert "1 signatures" in hspi("add", str(tmp_path / "more")).output
     assert written(tracked)["outs"][0]["nfiles"] == 2 and written(tracked)["meta"]["files"] == 2
@@ -248,7 +248,7 @@ def test_the_command_versions_them_with_dvc_and_says_what_is_in_them(tracked: Pa
 
 def test_a_description_that_somebody_typed_stays_and_facts_are_made_again(tracked: Path, tmp_path: Path) -> None:
     path = tracked / "data/signatures/nvidia-h100-pcie.dvc"
-    path.write_text(path.read_text().replace("desc: 'NVIDIA H100 PCIe: 1 real", "desc: 'The one in Oslo"))
+    path.write_text(path.read_text().replace("desc: 'NVIDIA H100 PCIe: 1 platforms", "desc: 'The one in Oslo"))
     typed = written(tracked)["desc"]
     assert typed.startswith("The one in Oslo")
     make(tracked / store.STORE, "another")

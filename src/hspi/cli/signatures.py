@@ -155,7 +155,8 @@ def signatures_show(platform: str, as_json: bool) -> None:
     facts += [("state", _state(found)), ("size", _size(found.size))]
     facts += [(f"environment {i}", _words(found.meta["environments"][i])) for i in used]
     for name, value in facts:
-        click.echo(f"{name:14} {value}" if value else name)
+        if value:
+            click.echo(f"{name:14} {value}")
     click.echo()
     rows = [{"software": name, **{k: _words(v) for k, v in row.items()}} for name, row in chosen.items()]
     show(rows, ["software", "provenance", "engine", "format", "classes", "models", "collected", "environments"], False)

@@ -124,7 +124,7 @@ def facts(headers: Sequence[Header]) -> dict[str, Any]:
         "models": sorted({h.model for h in headers}),
         "probes": sorted({h.probe_set for h in headers}),
         "collected": _days(headers),
-        "provenance": dict(sorted(Counter(row["provenance"] for row in software.values()).items())),
+        "provenance": dict(Counter(row["provenance"] for row in software.values()).most_common()),
         "environments": environments,
         "software": software,
     }
@@ -166,9 +166,9 @@ def _said(meta: dict[str, Any] | None) -> str:
     if not meta:
         return ""
     hardware = meta["hardware"]
-    kinds = " and ".join(meta["provenance"]) or "no"
+    kinds = ", ".join(f"{n} {kind}" for kind, n in meta["provenance"].items())
     name = hardware.get("model") or hardware.get("id", "unknown hardware")
-    return f"{name}: {meta['softwares']} {kinds} platforms on {', '.join(meta['models'])}"
+    return f"{name}: {meta['softwares']} platforms ({kinds}) on {', '.join(meta['models'])}"
 
 
 # ---------------------------------------------------------------- YAML
@@ -192,5 +192,10 @@ def _yaml(written: dict[str, Any]) -> str:
     meta = dict(written["meta"])
     meta["software"] = {name: _Line(row) for name, row in meta["software"].items()}
     meta["environments"] = [_Line(row) for row in meta["environments"]]
-    data = {**written, "meta": meta}
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=1000, default_flow_style=None, allow_unicode=True)
+    dvcs = {key: value for key, value in written.items() if key != "meta"}
+    return _dump(dvcs, False) + _dump({"meta": meta}, None)
+
+
+def _dump(data: dict[str, Any], flow: bool | None) -> str:
+    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=1000, default_flow_style=flow, allow_unicode=True)
+    return str(text)
