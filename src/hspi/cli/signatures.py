@@ -1,8 +1,9 @@
-"""`hspi collect`, `hspi signatures`: making and bringing signatures."""
+"""`hspi collect`, `hspi signatures`: making signatures, and the datasets that they are."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--platform", "platform_id", required=True, help="Platform id, see `hspi platforms list`.")
+@click.option("--platform", "platforms", required=True, multiple=True,
+              help="Platform id, see `hspi platforms list`; repeatable.")  # fmt: skip
 @click.option("--model", "models", multiple=True, help="Zoo id, path or hub id; repeatable. Default: params.yaml.")
 @click.option("--probes", "sets", multiple=True, help="words, text or tokens; repeatable. Default: params.yaml.")
 @click.option("--out", type=click.Path(path_type=Path), default=store.STORE, show_default=True)
 @click.option("--batch-size", "batch_sizes", type=click.IntRange(1), multiple=True, help="Instead of params.yaml's.")
-@click.option("--jobs", type=click.IntRange(1), help="Processes that share the models. Default: params.yaml.")
+@click.option("--jobs", type=click.IntRange(1),
+              help="Processes that share the models; of several platforms, those at once. Default: params.yaml; cores.",
+              )  # fmt: skip
 @click.option("--progress", type=click.Choice(["bar", "json", "none"]), default="bar", show_default=True)
 @click.option("--base-url", help="Ask a server that runs already, up to /v1, and label it as the platform.")
 @click.option("--served-name", help="Name of the model there. Default: the model.")
@@ -30,10 +34,10 @@ if TYPE_CHECKING:
     "--record",
     help='Platform that the catalogue lacks, as JSON: {"engine": "sglang", "hardware": "h100", "dtype": "bf16"}.',
 )
-@click.option("--skip-unavailable", is_flag=True, help="Where this machine cannot run the platform, note it and go on.")
+@click.option("--skip-unavailable", is_flag=True, help="Where this machine cannot run a platform, say so and go on.")
 @params_option
 def collect(
-    platform_id: str,
+    platforms: tuple[str, ...],
     models: tuple[str, ...],
     sets: tuple[str, ...],
     out: Path,
@@ -46,18 +50,19 @@ def collect(
     skip_unavailable: bool,
     params_file: str,
 ) -> None:
-    """Make the signatures of one platform. Started again after a kill, it goes on where it stopped.
+    """Make the signatures of a platform here, or of several side by side. Started again after a kill, it goes on.
 
     \b
     Examples:
       hspi collect --platform torch-bf16
+      hspi collect --platform torch-fp32 --platform ort-fp32 --platform openvino-bf16 --skip-unavailable
       hspi collect --platform ort-fp32 --model llama --probes text --out /tmp/s --batch-size 1 --batch-size 8
       hspi collect --platform vllm-bf16 --base-url http://127.0.0.1:8000/v1 --served-name m --model llama --out /tmp/s
     """
     from hspi import params
-    from hspi.platforms import catalogue, machine
     from hspi.platforms.record import Nuisance
     from hspi.signatures import collect as collecting
+    from hspi.signatures import side_by_side
 
     p = params.load(params_file)
     probes = sum(p.probes.spec(name).size for name in sets or p.probes.sets) * len(batch_sizes or p.nuisances)
@@ -65,21 +70,30 @@ def collect(
         specs = [p.probes.spec(name) for name in sets or p.probes.sets]
         nuisances = [Nuisance(f"b{b}", b) for b in batch_sizes] or p.nuisances
         chosen = list(models or p.models)
-        platform = _labelled(platform_id, record)
-        if len(chosen) != 1:
-            raise click.UsageError("--base-url serves one model: name it with --model")
-        with Ticker(progress, probes, platform_id) as tick:
+        if len(chosen) != 1 or len(platforms) != 1:
+            raise click.UsageError("--base-url serves one model: name it with --model, and one platform")
+        platform = _labelled(platforms[0], record)
+        with Ticker(progress, probes, platform.id) as tick:
             name = served_name or chosen[0]
             collecting.collect_running(platform, base_url, name, chosen[0], specs, nuisances, out, tick)
         return
     if served_name or record:
         raise click.UsageError("--served-name and --record need --base-url")
-    platform = catalogue.get(platform_id)
-    if skip_unavailable and not machine.availability(platform).runnable:
-        click.echo(f"{platform_id} skipped: {machine.availability(platform).why_not}")
-        return
-    with Ticker(progress, probes * len(models or p.models), platform_id) as tick:
-        collecting.collect(platform_id, models, sets, batch_sizes, out=out, params=params_file, jobs=jobs, tick=tick)
+    here = side_by_side.runnable(platforms, skip_unavailable=skip_unavailable, say=click.echo)
+    total = probes * len(models or p.models) * len(here)
+    if len(here) == 1:
+        with Ticker(progress, total, here[0]) as tick:
+            collecting.collect(here[0], models, sets, batch_sizes, out=out, params=params_file, jobs=jobs, tick=tick)
+    elif here:
+        options = _words_of(model=models, probes=sets, batch_size=batch_sizes, params=[params_file])
+        with Ticker(progress, total, f"{len(here)} platforms") as tick:
+            side_by_side.collect_side_by_side(here, options, out=out, tick=tick, processes=jobs)
+
+
+def _words_of(**options: Iterable[object]) -> list[str]:
+    """The options as they would be typed, each as often as it has values."""
+    pairs = [(f"--{name.replace('_', '-')}", str(v)) for name, values in options.items() for v in values]
+    return [word for pair in pairs for word in pair]
 
 
 def _labelled(platform_id: str, record: str | None) -> Platform:
@@ -122,7 +136,7 @@ def signatures_list(as_json: bool) -> None:
     rows = [_row(dataset) for dataset in datasets.listing(store.STORE)]
     if not as_json:
         rows = [row | {name: _words(row[name]) for name in row} | {"size": _size(row["size"])} for row in rows]
-        rows = [row | {"platforms": len(row["platforms"].split())} for row in rows]
+        rows = [row | {name: len(row[name].split()) for name in ("platforms", "models")} for row in rows]
     show(
         rows,
         ["hardware", "platforms", "models", "files", "size", "collected", "provenance", "versions", "state"],
