@@ -67,9 +67,9 @@ def demo(hide: str | None, seed: int | None, say: Callable[[str], object]) -> tu
     """
     p = params.load()
     rng = random.Random(seed)
-    runnable = [i for i in p.platforms if machine.availability(catalogue.get(i)).runnable]
+    runnable = [i for i in p.demo.collect if machine.availability(catalogue.get(i)).runnable]
     if hide is not None and hide not in runnable:
-        raise PlatformError(f"the hidden platform must run here and be in params.yaml, but got {hide!r}")
+        raise PlatformError(f"the hidden platform must run here and be in params.yaml's demo.collect, but got {hide!r}")
     hidden = hide or rng.choice(runnable)
     model = rng.choice(p.models)
     say(f"A hidden platform answers the text probes with model {model}, {HIDDEN_BATCH} at a time …")

@@ -44,7 +44,7 @@ def reference(p: Params, step: Step) -> None:
 
 
 def featurize(p: Params, step: Step) -> list[Path]:
-    wanted = in_use(STORE, p.platforms)
+    wanted = in_use(STORE, p.use)
     return libraries.featurize(
         p.models, p.probes.specs(), STORE, REFERENCE, FEATURES, p.evaluation.seed, p.evaluation.top_k, step, wanted
     )
@@ -131,8 +131,10 @@ def evaluate(p: Params, step: Step) -> dict[str, float]:
 
     loaded = libraries.features(FEATURES)
 
+    wanted = in_use(STORE, p.use)
+
     def signatures(model: str) -> Any:
-        return signatures_of(STORE, model, zoo.resolve(model).weights_hash)
+        return signatures_of(STORE, model, zoo.resolve(model).weights_hash, wanted)
 
     metrics, tables = protocol.evaluate(loaded, signatures, best_parameters(), p.evaluation.seed, step)
     protocol.write(metrics, tables, METRICS, TABLES)

@@ -60,7 +60,7 @@ def gather(
         more = _signatures(store, ref, known, {} if library is None else library.data.probe_hashes)
         known |= {s.header.platform.id for s in more}
     if "local" in kinds:
-        wanted = [i for i in dict.fromkeys([*_in_catalogue(claim), *p.platforms]) if i not in known]
+        wanted = [i for i in dict.fromkeys([*_in_catalogue(claim), *p.demo.collect]) if i not in known]
         collect_here([i for i in wanted if not _collected(i, ref, p, cache)], ref, cache, say, params_file)
         more += _signatures(cache, ref, known, {})
     if library is None and not more:

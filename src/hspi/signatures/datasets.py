@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hspi.errors import DataError, UnknownName
-from hspi.files import write_text
 
 if TYPE_CHECKING:
     from hspi.signatures.schema import Header
@@ -94,6 +93,8 @@ def describe(path: Path, folder: Path) -> None:
 
     A description that somebody typed stays; one that was made here is made again.
     """
+    from hspi.files import write_text
+
     written = _read(path)
     meta = facts(_headers(sorted(folder.glob("*/*/*.parquet"))))
     typed = written.get("desc") if written.get("desc") != _said(written.get("meta")) else None

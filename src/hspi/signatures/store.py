@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hspi.errors import DataError
-from hspi.quiet import complaint
 from hspi.signatures import datasets
 
 if TYPE_CHECKING:
@@ -181,7 +180,7 @@ def _complete(hardware: str, root: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     if final.exists():
         final.replace(aside)
-    why = complaint([*_DVC, "pull", "--quiet", str(target)], cwd=root)
+    why = _dvc("pull", str(target), root=root)[1]
     if aside.exists():
         shutil.copytree(aside, final, dirs_exist_ok=True)
         shutil.rmtree(aside)
@@ -191,21 +190,26 @@ def _complete(hardware: str, root: Path) -> None:
 
 def _lacks(folder: Path, root: Path) -> bool:
     """Whether files that DVC versions below a folder are missing, as far as its cache can tell."""
-    command = [*_DVC, "data", "status", "--granular", "--json", str(folder)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DataError(f"`dvc data status {folder}` must answer, but: {(done.stderr.strip() or 'nothing')[-200:]}")
-    said = json.loads(done.stdout)
+    shown, why = _dvc("data", "status", "--granular", "--json", str(folder), root=root)
+    if why:
+        raise DataError(f"`dvc data status {folder}` must answer, but: {why}")
+    said = json.loads(shown)
     return bool(said.get("not_in_cache") or said.get("uncommitted", {}).get("deleted"))
 
 
 def _version(hardware: str, root: Path) -> Path:
     folder = STORE / hardware
-    if why := complaint([*_DVC, "add", "--quiet", str(folder)], cwd=root):
+    if why := _dvc("add", str(folder), root=root)[1]:
         raise DataError(f"`dvc add` must take {folder}, but: {why}")
     written = root / f"{folder}.dvc"
     datasets.describe(written, root / folder)
     return written
 
 
-_DVC = (sys.executable, "-m", "dvc")
+def _dvc(*words: str, root: Path) -> tuple[str, str]:
+    """(what it printed, its own word for what went wrong or nothing). `--quiet` would keep that to itself."""
+    done = subprocess.run([sys.executable, "-m", "dvc", *words], cwd=root, capture_output=True, text=True, check=False)
+    if not done.returncode:
+        return done.stdout, ""
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+    return done.stdout, next((line for line in lines if line.startswith("ERROR: ")), lines[-1]).removeprefix("ERROR: ")
