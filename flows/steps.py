@@ -15,28 +15,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hspi.errors import HspiError
+from hspi.errors import DataError, HspiError
 from hspi.evaluation.pairs import pair_matrix
 from hspi.quiet import be_quiet
+from hspi.signatures.side_by_side import at_once
+from hspi.signatures.side_by_side import collect_apart as collect_in_a_process
+from hspi.signatures.store import track as version_dataset
 
 be_quiet()  # before Prefect reads its settings
 
-from prefect import flow, task, unmapped  # noqa: E402
+from prefect import flow, task  # noqa: E402
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
 from prefect.futures import PrefectFuture  # noqa: E402
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner  # noqa: E402
 
 __all__ = [
+    "collect_apart",
+    "demo_of_params",
     "failed_with",
     "flow",
     "options_of",
-    "platforms_of_params",
     "publish_artifacts",
     "pull",
     "repro",
     "side_by_side",
-    "unmapped",
+    "track",
 ]
 
 MLFLOW_PAGES = os.environ.get("HSPI_MLFLOW_PAGES", "http://127.0.0.1:5000")
@@ -104,14 +108,30 @@ def pull(target: str) -> None:
 
 
 @task(task_run_name="dvc repro {target}", **_io)
-def repro(target: str, alone: bool = False) -> None:
-    """Bring a DVC stage up to date, and every stage before it unless it is to run `alone`."""
-    _dvc("repro", *(["--single-item"] if alone else []), target)
+def repro(target: str) -> None:
+    """Bring a DVC stage up to date, and every stage before it."""
+    _dvc("repro", target)
 
 
-def side_by_side(jobs: int = 2) -> TaskRunner[PrefectFuture[Any]]:
-    """A runner for tasks that wait for child processes: as many at once as the cores carry, at least two."""
-    runner: Any = ThreadPoolTaskRunner(max_workers=max(2, (os.cpu_count() or 1) // jobs))
+@task(task_run_name="hspi collect {platform}", cache_policy=NO_CACHE)
+def collect_apart(platform: str) -> None:
+    """Signatures of one platform of this machine, by a process of its own; it goes on where another one stopped."""
+    collect_in_a_process(platform)
+
+
+@task(task_run_name="dvc add {hardware}", **_io)
+def track(hardware: str) -> None:
+    """Version this machine's dataset."""
+    try:
+        version_dataset(hardware)
+    except DataError as error:
+        kind = TransientFailure if any(sign in str(error) for sign in _TRANSIENT) else StageFailed
+        raise kind(str(error)) from error
+
+
+def side_by_side() -> TaskRunner[PrefectFuture[Any]]:
+    """A runner for tasks that wait for single-threaded child processes: as many at once as the cores carry."""
+    runner: Any = ThreadPoolTaskRunner(max_workers=at_once())
     return runner
 
 
@@ -133,11 +153,11 @@ def options_of(verb: str, *own: str) -> dict[str, Any]:
 REQUEST = ("max_tokens", "max_cost", "price", "concurrency", "order", "candidates", "detector", "params")
 
 
-def platforms_of_params(path: str = "params.yaml") -> list[str]:
-    """The platforms that params.yaml lists."""
+def demo_of_params(path: str = "params.yaml") -> list[str]:
+    """The platforms that params.yaml's demo collects."""
     from hspi import params
 
-    return params.load(path).platforms
+    return params.load(path).demo.collect
 
 
 def publish_artifacts(reports: str | Path = "reports", run_file: str | Path = "models/run.json") -> None:

@@ -44,6 +44,10 @@ class Tree:
         assert done.returncode == 0, f"{' '.join(command)} ended with {done.returncode}: {done.stdout[-4000:]}"
         return done.stdout
 
+    def datasets(self) -> list[str]:
+        """The .dvc files of the signatures."""
+        return sorted(str(path.relative_to(self.path)) for path in self.path.glob("data/signatures/*.dvc"))
+
     @contextmanager
     def serving(self, *command: str, ready: str, seconds: float = 120) -> Iterator[None]:
         """The command runs meanwhile and has answered at `ready`; it and what it started end with the block."""
@@ -93,9 +97,10 @@ def script(name: str) -> Any:
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
-    """Every stage has run here from the shipped state."""
+    """Every stage has run here, as in `make demo`: from what ships and from what this machine answers."""
     tree = Tree(script("smoke").make_smoke(tmp_path_factory.mktemp("smoke") / "tree"))
-    tree.run("dvc", "pull", "--quiet", "data/zoo.dvc")
+    tree.run("dvc", "pull", "--quiet", "data/zoo.dvc", *tree.datasets())
+    tree.run(sys.executable, "scripts/demo.py")
     tree.run("dvc", "repro")
     yield tree
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ GOOD: dict[str, Any] = {
     "models": ["llama"],
     "probes": {"seed": 1, "length": 8, "sets": {"text": {"size": 4}, "words": {"size": 2, "positions": 3}}},
     "nuisances": [{"name": "b1"}, {"name": "b4", "batch_size": 4, "company": "shuffled", "seed": 2}],
-    "platforms": ["torch-fp32"],
+    "use": ["amd-zen3/*", "torch-fp32"],
 }
 
 
@@ -32,11 +33,34 @@ def test_the_file_that_ships_is_valid() -> None:
     p = params.load(ROOT / "params.yaml")
     for name in p.probes.sets:
         assert p.probes.spec(name).length == p.probes.length
-    assert len({n.batch_size for n in p.nuisances}) >= 2
+    assert p.use == ["*"]
+
+
+def test_the_demo_collects_a_handful_of_the_catalogue_and_uses_them(tmp_path: Path) -> None:
+    from hspi.platforms.catalogue import CATALOGUE
+    from hspi.signatures.store import in_use
+
+    demo = params.load(ROOT / "params.yaml").demo
+    assert 4 <= len(demo.collect) <= 8 and set(demo.collect) <= set(CATALOGUE)
+    for name in demo.collect:
+        (tmp_path / "some-machine" / name).mkdir(parents=True)
+    assert in_use(tmp_path, demo.use) == {f"some-machine/{name}" for name in demo.collect}
+
+
+def test_the_demo_uses_a_part_of_what_ships() -> None:
+    """Each of its globs means something there: else a dataset was renamed and the demo trains on less than it says."""
+    from hspi.signatures import datasets
+    from hspi.signatures.store import STORE
+
+    shipped = [f"{d.hardware}/{name}" for d in datasets.listing(ROOT / STORE) if d.versioned for name in d.software]
+    demo = params.load(ROOT / "params.yaml").demo
+    for glob in demo.use:
+        assert [id for id in shipped if fnmatchcase(id, glob if "/" in glob else f"*/{glob}")], glob
 
 
 def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
     p = load(tmp_path, GOOD)
+    assert p.demo == params.Demo([], ["*"]) and load(tmp_path, {k: GOOD[k] for k in ("models", "probes")}).use == ["*"]
     assert p.collect.jobs == 2 and p.tuning.trials == 12 and p.probes.sets["text"].top_k == 64
     spec = p.probes.spec("words")
     assert (spec.size, spec.length, spec.seed, spec.positions, spec.kind) == (2, 8, 1, 3, "words")
@@ -59,7 +83,11 @@ def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
         (["nuisances", 0, "company"], "random", "company must be one of"),
         (["nuisances", 1, "name"], "b1", "b1"),
         (["models"], ["llama", "llama"], "llama"),
-        (["platforms"], ["torch-fp32", "torch-fp32"], "torch-fp32"),
+        (["use"], ["torch-fp32", "torch-fp32"], "torch-fp32"),
+        (["use"], [], "use must hold globs such as 'amd-zen3/*', but got []"),
+        (["demo"], {"use": [""]}, "demo.use must hold globs"),
+        (["demo"], {"collect": ["a", "a"]}, "demo.collect must be named once each"),
+        (["platforms"], ["torch-fp32"], "must hold only"),
         (["surprise"], 1, "surprise"),
         (["collect"], {"jobs": 1, "job": 1}, "must hold only jobs, but got job"),
     ],
@@ -75,7 +103,7 @@ def test_a_wrong_value_is_named(tmp_path: Path, path: list[Any], value: Any, say
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["models", "probes", "nuisances", "platforms"])
+@pytest.mark.parametrize("key", ["models", "probes"])
 def test_what_is_needed_is_asked_for(tmp_path: Path, key: str) -> None:
     with pytest.raises(ConfigError, match=f"must hold {key}, but it does not"):
         load(tmp_path, {k: v for k, v in GOOD.items() if k != key})

@@ -335,7 +335,7 @@ def test_a_server_that_ends_before_it_answers_is_told_by_its_log(tmp_path: Path)
 # ---------------------------------------------------------------- the real ones
 
 SMALL = "models: [llama]\nprobes: {seed: 3, length: 16, sets: {text: {size: 6, positions: 2, top_k: 64}}}\n"
-SMALL += "nuisances: [{name: b3, batch_size: 3}]\nplatforms: [torch-fp32]\n"
+SMALL += "nuisances: [{name: b3, batch_size: 3}]\n"
 
 
 def collected(folder: Path, platform: str, *more: str, positions: int = 2) -> Signature:

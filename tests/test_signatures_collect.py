@@ -241,7 +241,6 @@ PARAMS = """
 models: []
 probes: {seed: 1, length: 8, sets: {tokens: {size: 80, top_k: 20}, words: {size: 20, positions: 4, top_k: 10}}}
 nuisances: [{name: b1}, {name: b3, batch_size: 3, company: shuffled, seed: 3}]
-platforms: [torch-fp32]
 """
 
 

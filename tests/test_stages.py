@@ -12,7 +12,6 @@ from test_imports import MODULES, PACKAGE, imported
 
 ROOT = PACKAGE.parent.parent
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-WRITTEN = [name for name in STAGES if name != "collect"]
 # Rooms that decide no byte of what a stage makes, or that DVC follows by other means.
 NO_DEPENDENCY = {
     "__init__": "a docstring and a version",
@@ -77,7 +76,7 @@ def place(module: str) -> str:
     return str((room if room.is_dir() else room.with_suffix(".py")).relative_to(ROOT))
 
 
-@pytest.mark.parametrize("stage", WRITTEN)
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_every_room_that_it_runs_and_on_no_other(stage: str) -> None:
     data = {d for d in dependencies(stage) if d == "src/hspi/data"}
     wanted = {place(m) for m in used_by(stage)} - {"src/hspi/stages.py"}
@@ -86,8 +85,36 @@ def test_a_stage_depends_on_every_room_that_it_runs_and_on_no_other(stage: str) 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_dependencies_are_rooms_whole(stage: str) -> None:
-    named = STAGES[stage].get("do", STAGES[stage])["deps"]
-    assert all(d.count("/") == 2 for d in named if d.startswith("src/"))
+    assert all(d.count("/") == 2 for d in dependencies(stage))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_names_every_parameter_that_it_reads_and_no_other(stage: str) -> None:
+    tree = ast.parse(MODULES["hspi.stages"].read_text("utf-8"))
+    (function,) = [f for f in tree.body if isinstance(f, ast.FunctionDef) and f.name == stage]
+    of_p = [n for n in ast.walk(function) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "p"]
+    assert {n.attr for n in of_p} == set(STAGES[stage].get("params", []))
+
+
+def test_no_stage_collects() -> None:
+    """What a machine answers has no place in a graph whose outputs are the same wherever they are made."""
+    for stage in STAGES:
+        assert "hspi.signatures.collect" not in used_by(stage)
+        assert not [o for o in made_by(stage) if o.startswith("data/signatures")]
+
+
+def made_by(stage: str) -> dict[str, dict[str, Any]]:
+    """What a stage makes, each with what dvc.yaml says of it."""
+    entries = [*STAGES[stage].get("outs", []), *STAGES[stage].get("metrics", [])]
+    return {path: said for e in entries for path, said in (e if isinstance(e, dict) else {e: {}}).items()}
+
+
+def test_what_is_made_again_on_each_machine_stays_off_the_remote() -> None:
+    """Else `dvc pull` in a fresh clone would ask the remote for what git does not hold, and fail."""
+    outs = {path: said for stage in STAGES for path, said in made_by(stage).items()}
+    local = {path for path, said in outs.items() if said.get("cache") is False}
+    assert {path for path in outs if path.startswith(("data/", "models/"))} <= local
+    assert {path for path in outs if path.startswith("reports/")} - local >= {"reports/metrics.json", "reports/tables"}
 
 
 def test_a_dependency_that_is_missing_would_be_found() -> None:

@@ -63,7 +63,7 @@ def load_detector(folder: str | Path | None = None) -> Detector:
 
 
 def demo(hide: str | None, seed: int | None, say: Callable[[str], object]) -> tuple[str, Verdict, Verdict]:
-    """(the hidden platform, the verdict on its answers, the verdict on a false claim about it).
+    """(the hidden platform's full id, the verdict on its answers, the verdict on a false claim about it).
 
     The platform runs for real, in a process of its own, at a batch size that no training signature has, on probes
     that trained nothing. hide: the platform, or None to draw one; seed: of the draws; say: is told what happens.
@@ -71,9 +71,9 @@ def demo(hide: str | None, seed: int | None, say: Callable[[str], object]) -> tu
     """
     p = params.load()
     rng = random.Random(seed)
-    runnable = [i for i in p.platforms if machine.availability(catalogue.get(i)).runnable]
+    runnable = [i for i in p.demo.collect if machine.availability(catalogue.get(i)).runnable]
     if hide is not None and hide not in runnable:
-        raise PlatformError(f"the hidden platform must run here and be in params.yaml, but got {hide!r}")
+        raise PlatformError(f"the hidden platform must run here and be in params.yaml's demo.collect, but got {hide!r}")
     hidden = hide or rng.choice(runnable)
     model = rng.choice(p.models)
     say(f"A hidden platform answers the text probes with model {model}, {HIDDEN_BATCH} at a time …")
@@ -81,15 +81,17 @@ def demo(hide: str | None, seed: int | None, say: Callable[[str], object]) -> tu
         command = [sys.executable, "-m", "hspi", "collect", "--platform", hidden, "--model", model]
         command += ["--probes", "text", "--out", folder, "--batch-size", str(HIDDEN_BATCH), "--progress", "none"]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-        signature = read_signature(next(Path(folder).glob("*/*/*.parquet")))
+        signature = read_signature(next(Path(folder).glob("*/*/*/*.parquet")))
     detector = load_detector()
     seen = Observation.of(signature, 20)
     test = held_out(seen.probes, detector.library(seen.model).data, p.evaluation.seed)
     chosen = np.random.default_rng(seed).choice(test, min(32, len(test)), replace=False)
     one = seen.take(chosen.tolist())
     found = detector.judge(one)
-    others = [i for i in runnable if i not in detector.library(seen.model).class_of(hidden)]
-    return hidden, found, detector.judge(one, claim=rng.choice(others))
+    library, placed = detector.library(seen.model), signature.header.placed
+    others = [p.id for p in library.data.platforms if p.hardware == placed.hardware]
+    claim = rng.choice(sorted(set(others) - set(library.class_of(placed.id))) or library.platform_ids)
+    return placed.id, found, detector.judge(one, claim=Claim.parse(claim))
 
 
 def report_files() -> list[Path]:

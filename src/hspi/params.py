@@ -14,7 +14,6 @@ from typing import Any
 import yaml
 
 from hspi.errors import ConfigError
-from hspi.platforms.record import Nuisance
 from hspi.probes import KINDS, ProbeSpec
 
 
@@ -64,21 +63,38 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class Demo:
+    """collect: platforms of the catalogue that the demonstration makes signatures of, here; use: what it trains on, in
+    place of `Params.use`.
+    """
+
+    collect: list[str] = field(default_factory=list)
+    use: list[str] = field(default_factory=lambda: ["*"])
+
+
+@dataclass(frozen=True, slots=True)
 class Params:
+    """use: globs over full ids of platforms, `<hardware>/<software>`, whose signatures the pipeline reads; one without
+    a slash means any hardware.
+    """
+
     models: list[str]
     probes: Probes
-    nuisances: list[Nuisance]
-    platforms: list[str]
+    use: list[str] = field(default_factory=lambda: ["*"])
+    demo: Demo = field(default_factory=Demo)
     collect: Collect = field(default_factory=Collect)
     tuning: Tuning = field(default_factory=Tuning)
     evaluation: Evaluation = field(default_factory=Evaluation)
 
     def __post_init__(self) -> None:
         self.probes.specs()
-        for what in ("models", "platforms", "nuisances"):
-            names = [getattr(x, "name", x) for x in getattr(self, what)]
-            if twice := sorted({str(n) for n in names if names.count(n) > 1}):
+        once = {"models": self.models, "use": self.use}
+        for what, names in {**once, "demo.collect": self.demo.collect, "demo.use": self.demo.use}.items():
+            if twice := sorted({n for n in names if names.count(n) > 1}):
                 raise ConfigError(f"{what} must be named once each, but {', '.join(twice)} comes again")
+        for what, globs in {"use": self.use, "demo.use": self.demo.use}.items():
+            if not globs or not all(globs):
+                raise ConfigError(f"{what} must hold globs such as 'amd-zen3/*', but got {globs}")
 
 
 def load(path: str | Path = "params.yaml") -> Params:

@@ -43,7 +43,7 @@ def reference(p: Params, step: Step) -> None:
 
 
 def featurize(p: Params, step: Step) -> list[Path]:
-    wanted = in_use(STORE, p.platforms)
+    wanted = in_use(STORE, p.use)
     return libraries.featurize(
         p.models, p.probes.specs(), STORE, REFERENCE, FEATURES, p.evaluation.seed, p.evaluation.top_k, step, wanted
     )

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from hspi import probes, zoo
+from hspi import zoo
 from hspi.detectors.detector import Detector
-from hspi.errors import ConfigError, DataError, PlatformError, UnknownName
+from hspi.errors import ConfigError, DataError, PlatformError
 from hspi.evidence.aligned import align
 from hspi.evidence.library import Library
 from hspi.params import Params
 from hspi.platforms import catalogue, machine
+from hspi.platforms.claim import Claim
 from hspi.quiet import complaint
 from hspi.reference.store import references as references_of
-from hspi.signatures.collect import Job, is_finished
+from hspi.signatures.collect import is_collected
 from hspi.signatures.schema import Header, Signature, read_header, read_signature
 from hspi.signatures.store import iter_store
 from hspi.zoo import ModelRef
@@ -43,7 +44,7 @@ def gather(
     cache: Path,
     say: Say,
     *,
-    claim: str | None = None,
+    claim: Claim | None = None,
     params_file: str = "params.yaml",
 ) -> tuple[Detector, str]:
     """(the detector with a library for these weights, the name they have in it).
@@ -58,10 +59,13 @@ def gather(
     more: list[Signature] = []
     if "store" in kinds:
         more = _signatures(store, ref, known, {} if library is None else library.data.probe_hashes)
-        known |= {s.header.platform.id for s in more}
+        known |= {s.header.placed.id for s in more}
     if "local" in kinds:
-        wanted = [i for i in dict.fromkeys([*_in_catalogue(claim), *p.platforms]) if i not in known]
-        collect_here([i for i in wanted if not _collected(i, ref, p, cache)], ref, cache, say, params_file)
+        every = map(catalogue.get, dict.fromkeys([*_in_catalogue(claim), *p.demo.collect]))
+        wanted = [q for q in every if machine.availability(q).runnable]
+        wanted = [q for q in wanted if q.on(machine.hardware_here(q).id).id not in known]
+        missing = [q.id for q in wanted if not is_collected(q, ref, p.probes.specs(), cache)]
+        collect_here(missing, ref, cache, say, params_file)
         more += _signatures(cache, ref, known, {})
     if library is None and not more:
         hint = "" if "local" in kinds else ": --candidates local,store makes those that this machine can run"
@@ -87,11 +91,9 @@ def as_served(library: Library, p: Params) -> Library:
     return library.on_probes(np.asarray(at))
 
 
-def _in_catalogue(platform: str | None) -> list[str]:
-    try:
-        return [] if platform is None else [catalogue.get(platform).id]
-    except UnknownName:
-        return []  # the claim's own check says so, with the candidates' names
+def _in_catalogue(claim: Claim | None) -> list[str]:
+    """The claim's software, where the catalogue has it; otherwise the claim's own check says what there is."""
+    return [] if claim is None or claim.software not in catalogue.CATALOGUE else [claim.software]
 
 
 def known_as(ref: ModelRef) -> str:
@@ -101,27 +103,13 @@ def known_as(ref: ModelRef) -> str:
 
 
 def collect_here(platforms: Sequence[str], ref: ModelRef, cache: Path, say: Say, params_file: str) -> None:
-    """Signatures of every one of these platforms that runs here, each in a process of its own."""
+    """Signatures of every one of these platforms, which run here, each in a process of its own."""
     for platform in platforms:
-        if not machine.availability(catalogue.get(platform)).runnable:
-            continue
         say(f"collecting {platform} on this machine, to be kept in {cache}")
         command = [sys.executable, "-m", "hspi", "collect", "--platform", platform, "--model", ref.asked_as]
         command += ["--out", str(cache), "--progress", "none", "--jobs", "1", "--params", params_file]
         if why := complaint(command):
             raise PlatformError(f"{platform} must run on this machine, but: {why.removeprefix('Error: ')}")
-
-
-def _collected(platform: str, ref: ModelRef, p: Params, cache: Path) -> bool:
-    """Whether the cache holds all of a platform's signatures of these weights already."""
-    tokenizer = zoo.load_tokenizer(ref)
-    sets = [probes.build(spec, tokenizer) for spec in p.probes.specs()]
-    known = catalogue.get(platform)
-    return all(
-        is_finished(Job(known, ref.asked_as, s.spec, nuisance, cache), ref.weights_hash, s.hash)
-        for s in sets
-        for nuisance in p.nuisances
-    )
 
 
 def _signatures(root: Path, ref: ModelRef, but: Collection[str], asked: Mapping[str, str]) -> list[Signature]:
@@ -130,14 +118,14 @@ def _signatures(root: Path, ref: ModelRef, but: Collection[str], asked: Mapping[
     asked: hashes by probe set; a platform that did not answer every one of these is left out. Empty: no matter which.
     """
     headers = {path: read_header(path) for path in iter_store(root)}
-    found = {f: h for f, h in headers.items() if h.weights_hash == ref.weights_hash and h.platform.id not in but}
+    found = {f: h for f, h in headers.items() if h.weights_hash == ref.weights_hash and h.placed.id not in but}
     answered: dict[str, set[str]] = {}
     for h in found.values():
         if asked.get(h.probe_set) == h.probe_hash:
-            answered.setdefault(h.platform.id, set()).add(h.probe_set)
+            answered.setdefault(h.placed.id, set()).add(h.probe_set)
 
     def fits(h: Header) -> bool:
-        return h.probe_set in asked and answered.get(h.platform.id) == set(asked) and asked[h.probe_set] == h.probe_hash
+        return h.probe_set in asked and answered.get(h.placed.id) == set(asked) and asked[h.probe_set] == h.probe_hash
 
     return [read_signature(f) for f, h in found.items() if not asked or fits(h)]
 

@@ -45,10 +45,11 @@ class Request:
 
     base_url: up to /v1; served: the model's name there; weights: zoo id, folder or hub id of the weights that are said
     to be served. claim: software (`torch-bf16`, on any hardware), a platform (`amd-zen4/torch-bf16`) or a class by its
-    name; claim_hardware: a pattern (`nvidia-h100-*`), alone or beside it; or claim_format, a number format alone. alpha:
-    false alarms at most. max_tokens: output tokens at most; max_cost: money at most, at `price` for a million tokens of any kind.
-    concurrency: questions in flight; order: draws the order of the probes, another one for another audit.
-    candidates: some of local,store,emulated. detector: a folder, else the registry's champion, else the last trained.
+    name; claim_hardware: a pattern (`nvidia-h100-*`), alone or beside it; or claim_format, a number format alone.
+    alpha: false alarms at most. max_tokens: output tokens at most; max_cost: money at most, at `price` for a million
+    tokens of any kind. concurrency: questions in flight; order: draws the order of the probes, another one for another
+    audit. candidates: some of local,store,emulated. detector: a folder, else the registry's champion, else the last
+    trained.
     The key is read from OPENAI_API_KEY alone. Raises ConfigError where the parts contradict each other.
     """
 

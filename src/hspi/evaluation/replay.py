@@ -174,9 +174,9 @@ def _held_out_class(
 
     folds: list[Fold] = []
     apart: list[Scored] = []
-    for fold, found, parted in on_all_cores(one, range(CLASS_FOLDS)):
+    for fold, found, without in on_all_cores(one, range(CLASS_FOLDS)):
         folds.append(fold)
-        apart.extend(parted)
+        apart.extend(without)
         for size, parts in found.items():
             by_size[size].extend(parts)
     if apart:

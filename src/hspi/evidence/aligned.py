@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -116,16 +116,11 @@ class Aligned:
             logprobs=self.logprobs[platforms],
             rank=self.rank[platforms],
             raw=self.raw[platforms],
-            **{name: [getattr(self, name)[i] for i in platforms] for name in _BY_PLATFORM},
+            platforms=[self.platforms[i] for i in platforms],
+            settings=[self.settings[i] for i in platforms],
+            steady=[self.steady[i] for i in platforms],
+            complete=[self.complete[i] for i in platforms],
         )
-
-    def without(self, held: Collection[tuple[int, int]]) -> Aligned:
-        """The same without these (platform, setting), of platforms whose classes are then no longer known to be all."""
-        arrays = {name: np.array(getattr(self, name)) for name in ("logprobs", "rank", "raw")}
-        for c, s in held:
-            arrays["logprobs"][c, s], arrays["rank"][c, s], arrays["raw"][c, s] = np.nan, ABSENT, np.nan
-        touched = {c for c, _ in held}
-        return replace(self, complete=[x and i not in touched for i, x in enumerate(self.complete)], **arrays)
 
     def joined(self, other: Aligned) -> Aligned:
         """The same, with another one's platforms beside its own; settings are those of both.
@@ -142,7 +137,10 @@ class Aligned:
 
         return replace(
             self,
-            **{name: [*getattr(self, name), *getattr(other, name)] for name in _BY_PLATFORM},
+            platforms=[*self.platforms, *other.platforms],
+            settings=[*self.settings, *other.settings],
+            steady=[*self.steady, *other.steady],
+            complete=[*self.complete, *other.complete],
             logprobs=both("logprobs", np.nan),
             rank=both("rank", ABSENT),
             raw=both("raw", np.nan),
@@ -208,9 +206,6 @@ def _widened(array: npt.NDArray[Any], settings: int, empty: float) -> npt.NDArra
     out = np.full((len(array), settings, *array.shape[2:]), empty, array.dtype)
     out[:, : array.shape[1]] = array
     return out
-
-
-_BY_PLATFORM = ("platforms", "settings", "steady", "complete")
 
 
 _ARRAYS = ("slots", "reference", "lse", "predicted", "logprobs", "rank", "raw")

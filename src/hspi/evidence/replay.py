@@ -168,7 +168,8 @@ def nearest_setting(statistics: F32, usable: npt.NDArray[np.bool_]) -> F32:
     distance = np.where(usable[..., None], statistics[..., LOG_DISTANCE], np.inf)
     best = np.argmin(distance, axis=-2)
     found = np.take_along_axis(statistics, best[..., None, :, None], axis=-3)[..., 0, :, :]
-    return np.where(usable.any(axis=-1)[..., None, None], found, np.nan).astype(np.float32)
+    some = np.asarray(usable.any(axis=-1))
+    return np.where(some[..., None, None], found, np.nan).astype(np.float32)
 
 
 def setting_statistics(data: Aligned, platform: int, k: int) -> F32:

@@ -251,7 +251,9 @@ def watch(
     url = checked(webhook) if webhook else None
 
     def audit(folder: Path, claim: str | None) -> Audit:
-        return run.start(replace(request, claim=claim), folder, say=say)
+        own = claim == request.claim
+        again = replace(request, claim=claim, claim_hardware=request.claim_hardware if own else None)
+        return run.start(again, folder, say=say)
 
     with alone(root):
         entry = check(
@@ -259,7 +261,7 @@ def watch(
             patient(audit, retries, delay, say),
             root,
             claim=request.claim,
-            claim_before=request.claim_format is None,
+            claim_before=request.claim_format is None and request.claim_hardware is None,
             alpha=request.alpha,
             webhook=url,
             say=say,

@@ -63,8 +63,8 @@ def one_probe(evaluation: Evaluation, data: Aligned, ids: list[str]) -> Picture:
         ax.grid(False)
         ax.tick_params(labelsize=7)
     axes[-1].set_xticks([1, 5, 10, 15, 20])
-    names = data.nuisances
-    axes[-1].set_xlabel(f"the {TOKENS} likeliest tokens of one probe; bars: setting {names[0]}, circles: {names[-1]}")
+    words = "bars: the first batch class, circles: the last"
+    axes[-1].set_xlabel(f"the {TOKENS} likeliest tokens of one probe; {words}")
     return picture("residuals_one_probe", fig, "Residuals of one probe's likeliest tokens on several platforms.")
 
 

@@ -23,8 +23,8 @@ import numpy as np
 from hspi import params as parameters
 from hspi import probes, zoo
 from hspi.errors import DataError, HspiError, PlatformError
-from hspi.files import write_json
 from hspi.platforms import catalogue, machine
+from hspi.platforms.hardware import hardware_of
 from hspi.platforms.opening import import_engine, open_adapter
 from hspi.platforms.record import Adapter, LogProbs, Nuisance, Platform
 from hspi.probes import ProbeSet, ProbeSpec
@@ -34,8 +34,8 @@ from hspi.signatures.journal import Journal, to_batch
 from hspi.signatures.schema import Header, read_header
 from hspi.signatures.store import STORE, signature_path
 from hspi.signatures.top_k import top_k
+from hspi.zoo import ModelRef
 
-SKIPPED = "SKIPPED.json"  # stands where signatures would, on a machine that cannot make them
 HELD_SECONDS = 0.05  # of finished work that a kill may cost
 CLASS_PROBES = 64  # that batch classes are found with: one in ten may be all that another kernel moves
 HELD_BYTES = 1 << 20  # more would leave the caches before it is read
@@ -131,6 +131,20 @@ def known_classes(folder: Path, weights_hash: str, platform: Platform) -> BatchC
         if h.batch_classes and h.weights_hash == weights_hash and h.platform.computes_as(platform):
             return h.batch_classes
     return None
+
+
+def is_collected(platform: Platform, ref: ModelRef, specs: Sequence[ProbeSpec], root: Path) -> bool:
+    """Whether a store holds all that this machine would make of a platform on these weights: each batch class that was
+    found of it, for every probe set."""
+    hardware, tokenizer = machine.hardware_here(platform).id, zoo.load_tokenizer(ref)
+    sets = [probes.build(spec, tokenizer) for spec in specs]
+    folder = Job(platform, hardware, ref.asked_as, specs[0], Nuisance("b1"), root).path.parent
+    classes = known_classes(folder, ref.weights_hash, platform)
+    return classes is not None and all(
+        is_finished(Job(platform, hardware, ref.asked_as, s.spec, n, root), ref.weights_hash, s.hash)
+        for s in sets
+        for n in classes.settings()
+    )
 
 
 def find_classes(adapter: Adapter, probe_set: ProbeSet) -> BatchClasses:
@@ -276,7 +290,6 @@ def collect_platform(
     order = Order(platform, hardware, specs, settings, Path(root), tick, expect)
     # Before the engine is imported: switching its thread pool for each call would cost as much as the call.
     os.environ.setdefault("OMP_NUM_THREADS", str(order.threads))
-    (order.root / hardware / platform_id / SKIPPED).unlink(missing_ok=True)
     if processes > 1 and len(models) > 1:
         import_engine(platform)
         return _in_children(order, [list(models[i::processes]) for i in range(min(processes, len(models)))])
@@ -298,7 +311,6 @@ def collect_running(
 
     Raises EndpointError where it does not answer with log-probabilities by token id.
     """
-    from hspi.platforms.hardware import hardware_of
     from hspi.platforms.servers.endpoint import attach
 
     order = Order(platform, hardware_of(platform, {}).id, specs, settings, Path(root), tick, expect)
@@ -360,13 +372,3 @@ def _child(pipe: Any, order: Order, share: Sequence[str]) -> None:
     except HspiError as error:
         say("error", str(error))
         pipe.close()
-
-
-def note_skipped(platform_id: str, root: str | Path) -> str:
-    """Say, where the signatures would stand, that this machine cannot make them. Returns the reason."""
-    platform = catalogue.get(platform_id)
-    why = machine.availability(platform).why_not
-    hardware = "none" if platform.device == "cuda" else machine.hardware_here(platform).id
-    note = {"platform": platform_id, "why_not": why}
-    write_json(Path(root) / hardware / platform_id / SKIPPED, note, indent=None, sort_keys=False)
-    return why
