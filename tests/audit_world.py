@@ -87,7 +87,7 @@ def answers(formula: Formula, nuisance: int) -> np.ndarray:
 def signature(formula: Formula, setting: int) -> Signature:
     ids, values = top_k(answers(formula, setting), TOP)
     platform = Platform(formula.id, formula.engine, dtype=formula.dtype)
-    header = Header(platform, "toy", "0" * 64, "tokens", "p" * 64, Nuisance(SETTINGS[setting]), 1, TOP)
+    header = Header(platform, "toy", "0" * 64, "tokens", "p" * 64, Nuisance(SETTINGS[setting], int(SETTINGS[setting][1:])), 1, TOP)
     n = np.arange(SIZE, dtype=np.int32)
     return Signature(header, n, 0 * n, 0 * n + LENGTH, ids[:, 0], ids, values)
 
