@@ -36,7 +36,7 @@ def verdict(
     """Judge the signature in FILE. Exit code 0: claim consistent, 1: contradicted, 3: inconclusive or unknown.
 
     \b
-    Example:  hspi verdict data/signatures/torch-bf16/llama/text.b1.parquet --claim torch-fp32
+    Example:  hspi verdict data/signatures/amd-zen3/torch-bf16/llama/text.b1.parquet --claim torch-fp32
     """
     from hspi import judging
 
