@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import click
@@ -62,7 +62,8 @@ def paths_that_must_exist(verb: click.Command, words: list[str]) -> Iterator[tup
         if not isinstance(kind, click.Path) or not kind.exists:
             continue
         if isinstance(parameter, click.Argument):
-            yield Path(next(w for w in words if not w.startswith("-"))), kind
+            given = (w for w in words if not w.startswith("-"))
+            yield from ((Path(word), kind) for word in islice(given, 1))  # none, where it may be left out
         else:
             yield from ((Path(b), kind) for a, b in pairwise(words) if a in parameter.opts)
 

@@ -256,6 +256,21 @@ def test_a_description_that_somebody_typed_stays_and_facts_are_made_again(tracke
     assert written(tracked)["desc"] == typed and set(written(tracked)["meta"]["software"]) == {"h100-bf16", "another"}
 
 
+def test_what_was_collected_here_is_versioned_without_naming_a_folder(tracked: Path) -> None:
+    make(tracked / store.STORE, "torch-bf16", hardware="amd-zen3")
+    make(tracked / store.STORE, "another")
+    shown = hspi("add").output.splitlines()
+    assert shown == [
+        "amd-zen3: 1 signatures, data/signatures/amd-zen3.dvc",
+        "nvidia-h100-pcie: 2 signatures, data/signatures/nvidia-h100-pcie.dvc",
+    ]
+    assert {d.hardware: (d.files, d.versioned) for d in datasets.listing(store.STORE)} == {
+        "amd-zen3": (1, True),
+        "nvidia-h100-pcie": (2, True),
+    }
+    assert hspi("add", "--no-dvc").exit_code == 2
+
+
 def test_collecting_extends_a_dataset_that_was_not_pulled(tracked: Path, tmp_path: Path) -> None:
     """As in a fresh clone: the dataset is known by its .dvc file alone, and new signatures lie in its folder."""
     run("dvc", "push", "-q")

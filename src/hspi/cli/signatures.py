@@ -131,6 +131,7 @@ def signatures() -> None:
     Examples:
       hspi signatures list                              what ships, by hardware
       hspi signatures show amd-zen3                     its platforms, batch classes, versions, dates
+      hspi signatures add                               version what was collected here
       hspi signatures add ~/signatures                  check, place and version what was collected elsewhere
     """
 
@@ -230,16 +231,27 @@ def _size(size: int) -> str:
 
 
 @signatures.command("add")
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--no-dvc", is_flag=True, help="Copy alone; do not run `dvc add`.")
-def signatures_add(folder: Path, no_dvc: bool) -> None:
+def signatures_add(folder: Path | None, no_dvc: bool) -> None:
     """Check every signature below FOLDER, copy it to the dataset of its hardware and version that with DVC.
 
+    Without FOLDER, version what `hspi collect` left in data/signatures.
+
     \b
-    Example:  hspi signatures add ~/h200-signatures
+    Examples:
+      hspi signatures add
+      hspi signatures add ~/h200-signatures
     """
-    for hardware, paths in store.add(folder, versioned=not no_dvc).items():
-        click.echo(f"{hardware}: {len(paths)} signatures")
+    if folder is not None:
+        for hardware, paths in store.add(folder, versioned=not no_dvc).items():
+            click.echo(f"{hardware}: {len(paths)} signatures")
+        return
+    if no_dvc:
+        raise click.UsageError("--no-dvc needs FOLDER: without it there is nothing to copy")
+    for dataset in datasets.listing(store.STORE):
+        if dataset.here:
+            click.echo(f"{dataset.hardware}: {dataset.here} signatures, {store.track(dataset.hardware)}")
 
 
 COMMANDS = (collect, signatures)

@@ -163,10 +163,13 @@ class Aligned:
         )
 
     def save(self, path: Path) -> None:
-        """One safetensors file; names travel in its metadata."""
+        """One safetensors file; names travel in its metadata. Of platforms' arrays it holds the rows that there are."""
         from safetensors.numpy import save_file
 
-        arrays = {n: np.ascontiguousarray(getattr(self, n)) for n in _ARRAYS}
+        rows = np.asarray(self.rows, np.int32).reshape(-1, 2)
+        arrays = {n: np.ascontiguousarray(getattr(self, n)) for n in _SHARED}
+        arrays |= {n: np.ascontiguousarray(getattr(self, n)[rows[:, 0], rows[:, 1]]) for n in _EMPTY}
+        arrays["rows"] = rows
         names = {
             "model": self.model,
             "platforms": [p.to_dict() for p in self.platforms],
@@ -189,7 +192,7 @@ class Aligned:
         try:
             with safe_open(path, framework="numpy") as f:
                 names: dict[str, Any] = json.loads(f.metadata()["hspi"])
-                arrays = {n: f.get_tensor(n) for n in _ARRAYS}
+                arrays = {n: f.get_tensor(n) for n in f.keys()}  # noqa: SIM118 - it is no mapping
             if names["hypotheses"] != list(NAMES):
                 raise ValueError(f"their hypotheses are {names['hypotheses']}; run it again")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -198,7 +201,19 @@ class Aligned:
         probes = [(str(s), int(i)) for s, i in names["probes"]]
         more = {n: names[n] for n in ("weights_hash", "probe_hashes", "steady", "complete") if n in names}
         settings = names.get("settings") or [dict.fromkeys(names["nuisances"], "") for _ in platforms]  # an older file
+        if (rows := arrays.pop("rows", None)) is not None:
+            shape = len(platforms), max((len(s) for s in settings), default=0)
+            arrays |= {n: _spread(arrays[n], rows, shape, empty) for n, empty in _EMPTY.items()}
         return cls(names["model"], platforms, settings, probes, **arrays, **more)
+
+
+def _spread(
+    values: npt.NDArray[Any], rows: npt.NDArray[np.int32], shape: tuple[int, int], empty: float
+) -> npt.NDArray[Any]:
+    """Rows (R, …) in their places of (C, S, …)."""
+    out = np.full((*shape, *values.shape[1:]), empty, values.dtype)
+    out[rows[:, 0], rows[:, 1]] = values
+    return out
 
 
 def _widened(array: npt.NDArray[Any], settings: int, empty: float) -> npt.NDArray[Any]:
@@ -208,7 +223,8 @@ def _widened(array: npt.NDArray[Any], settings: int, empty: float) -> npt.NDArra
     return out
 
 
-_ARRAYS = ("slots", "reference", "lse", "predicted", "logprobs", "rank", "raw")
+_SHARED = ("slots", "reference", "lse", "predicted")
+_EMPTY = {"logprobs": np.nan, "rank": ABSENT, "raw": np.nan}  # what stands where a platform has no such class
 
 
 def place(
