@@ -136,7 +136,7 @@ class Detector:
     def against(self, seen: Observation, claimed: Claimed, beside: Beside | None = None) -> str:
         """What speaks against an excluded claim besides (`grounds`), or nothing. Raises as `judge` does."""
         beside = beside or self.beside(seen)
-        ground = self.grounds(seen.model).against(claimed.platforms, claimed.hardware, beside.fits)
+        ground = self.grounds(seen.model).against(claimed.platforms, claimed.hardware, beside.fits, beside.pairs)
         return ground or against_format(self.told_format(seen), claimed.format)
 
     def told_format(self, seen: Observation) -> Formats | None:

@@ -70,6 +70,7 @@ class Judged:
         self.p = levels.p_value(scores, PROBES, TOP_K, names)
         pairs = table.features[..., : len(PAIR_FEATURES)]
         self.fits = self.same = np.zeros((samples, count), bool)
+        self.pairs = pairs
         self._pairs, self._agrees, self._who = pairs, margin >= AGREES, table.who
 
     def fit_by(self, grounds: Grounds) -> Judged:
@@ -78,14 +79,14 @@ class Judged:
         np.put_along_axis(full, self._who[..., None], self._pairs, axis=1)
         agrees = np.zeros(self.fits.shape, bool)
         np.put_along_axis(agrees, self._who, self._agrees, axis=1)
-        self.fits, self.same = grounds.fits(full, agrees), grounds.same(full)
+        self.fits, self.same, self.pairs = grounds.fits(full, agrees), grounds.same(full), full
         return self
 
     def contradicts(self, grounds: Grounds, claimed: int, label: int, alpha: float, coarser: Bools) -> Bools:
         """Whether the claim of one platform of a class falls: (B,). coarser (B,): the residuals exclude its format."""
         excluded = (self.p[:, label] <= alpha) | grounds.decides([claimed], True, self.same)
         rival = (self.fits & grounds.rivals([claimed], hardware=True)).any(axis=1)
-        return np.asarray(excluded & (rival | coarser))
+        return np.asarray(excluded & (rival | coarser | grounds.strays([claimed], True, self.pairs)))
 
 
 def evaluate_claims(

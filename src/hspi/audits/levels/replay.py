@@ -159,5 +159,8 @@ class ReplayScorer(Scorer):
         same = grounds.same(self.detector.beside(seen).pairs)
         return bool(grounds.decides(claimed.platforms, claimed.hardware, same))
 
+    def pairs(self, seen: Observation) -> F32 | None:
+        return self.detector.beside(seen).pairs
+
     def told_format(self, seen: Observation) -> Formats | None:
         return self.detector.told_format(seen)

@@ -104,6 +104,10 @@ class Scorer(ABC):
         """Whether a rival gave these very values and nobody claimed did (`Grounds.decides`)."""
         return False
 
+    def pairs(self, seen: Observation) -> F32 | None:
+        """Features of all answers beside each platform, (C, F), where this level sees residuals."""
+        return None
+
     def told_format(self, seen: Observation) -> Formats | None:
         """What the residuals say of the number format, where this level sees them."""
         return None
@@ -111,7 +115,8 @@ class Scorer(ABC):
     def against(self, seen: Observation, claimed: Claimed, log_e: npt.NDArray[np.float64]) -> str:
         """What speaks against an excluded claim besides (`detectors/grounds.py`), or nothing."""
         fits = self.fits(seen, log_e)
-        ground = self.detector.grounds(self.model).against(claimed.platforms, claimed.hardware, fits)
+        pairs = self.pairs(seen)
+        ground = self.detector.grounds(self.model).against(claimed.platforms, claimed.hardware, fits, pairs)
         return ground or against_format(self.told_format(seen), claimed.format)
 
     def usable_settings(self, who: Index, held: Sequence[int]) -> Bools:
