@@ -147,17 +147,21 @@ def is_collected(platform: Platform, ref: ModelRef, specs: Sequence[ProbeSpec], 
     )
 
 
-def find_classes(adapter: Adapter, probe_set: ProbeSet) -> BatchClasses:
-    """Serve the set's first probes at many batch sizes, and see where bits change."""
+def find_classes(
+    adapter: Adapter, probe_set: ProbeSet, tick: Tick = lambda n: None, expect: Tick = lambda n: None
+) -> BatchClasses:
+    """Serve the set's first probes at many batch sizes, and see where bits change. tick, expect: as `Order` has them."""
     contexts = list(probe_set.contexts[:CLASS_PROBES])
 
     def ask(size: int, seed: int | None) -> list[bytes]:
         nuisance = Nuisance("", size) if seed is None else Nuisance("", size, "shuffled", seed)
         found = [b""] * len(contexts)
+        expect(len(contexts))
         for ids, own in batches(len(contexts), nuisance):
             rows = adapter.logprobs([contexts[i] for i in ids], 1)
             for i, row in zip(ids[:own], rows, strict=False):
                 found[i] = hashlib.sha256(row.tobytes()).digest()
+            tick(own)
         return found
 
     return batch_classes.find(ask)
@@ -202,7 +206,9 @@ def collect_model(order: Order, model: str, running: Opener | None = None) -> li
     classes, settings = None, order.settings
     if not settings:
         folder = Job(platform, order.hardware, model, sets[0].spec, Nuisance("b1"), order.root).path.parent
-        classes = known_classes(folder, ref.weights_hash, platform) or find_classes(adapter(1), sets[0])
+        classes = known_classes(folder, ref.weights_hash, platform) or find_classes(
+            adapter(1), sets[0], order.tick, order.expect
+        )
         settings = classes.settings()
     order.expect((len(settings) - max(len(order.settings), 1)) * sum(s.spec.size for s in sets))
     paths = []
