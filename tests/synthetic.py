@@ -1,13 +1,16 @@
 """A synthetic world: seeded noise on random logits stands for platforms. Nothing here ran on any platform.
 
-Two models x six platforms x four nuisance settings x 96 probes (two sets of 48). A platform is a fixed pattern of
-noise on the logits of each probe, as large as its number format would make it; a nuisance setting adds a tenth of
-that. `bf16-twin` has the pattern of `bf16-a`, so that the two differ by nuisance alone and are one class.
+Two models x six platforms x four batch classes x 96 probes (two sets of 48). A platform is a fixed pattern of noise on
+the logits of each probe, as large as its number format would make it; each batch class adds a tenth of that. A restless
+platform adds it anew in every company of a batch, and nothing where it is asked alone. `bf16-twin` has the pattern of
+`bf16-a`, so that the two differ by company alone and are one class.
+
+On each of MACHINES every pattern is another one, but for that of `fp32-a`, which computes alike on all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +26,8 @@ from hspi.evidence.library import Library
 from hspi.platforms.record import Nuisance, Platform
 from hspi.reference.hypotheses import NAMES
 from hspi.reference.logits import SLOTS
+from hspi.signatures import batch_classes
+from hspi.signatures.batch_classes import BatchClasses
 from hspi.signatures.journal import Journal, to_batch
 from hspi.signatures.schema import Header, Signature
 from hspi.signatures.top_k import top_k
@@ -30,7 +35,8 @@ from hspi.signatures.top_k import top_k
 MODELS = ("one", "two")
 SETS = ("text", "words")
 PROBES, VOCAB, POSITIONS, TOP_K = 48, 96, 2, 64
-SETTINGS = ("b1", "b2", "b3", "b4")
+CLASSES = BatchClasses({"b1": "1", "b2": "2", "b3": "3", "b4": "4-64"})
+SETTINGS = tuple(CLASSES.sizes)
 SEED = 1
 
 # platform: (number format, size of its noise, what draws its pattern)
@@ -41,6 +47,13 @@ PATTERNS = {
     "fp32-a": ("fp32", 2e-5, 3),
     "fp32-b": ("fp32", 2e-5, 4),
     "int8-a": ("int8", 2e-1, 5),
+}
+RESTLESS = {"bf16-a", "bf16-twin", "int8-a"}  # nobody searched the first two for classes
+FLAGS = "sse4_2 avx fma avx2 f16c"
+MACHINES: dict[str, dict[str, str]] = {  # what their CPUs say; "cpu" says nothing
+    "cpu": {},
+    "amd-zen2": {"cpu_vendor": "AuthenticAMD", "cpu_family_model_stepping": "23/49/0", "cpu_flags": FLAGS},
+    "intel-haswell": {"cpu_vendor": "GenuineIntel", "cpu_family_model_stepping": "6/63/2", "cpu_flags": FLAGS},
 }
 
 
@@ -56,21 +69,48 @@ def logits_of(model: str, probe_set: str) -> npt.NDArray[np.float64]:
     )
 
 
-def signature(platform: str, model: str, probe_set: str, setting: str) -> Signature:
-    """What the synthetic platform answers."""
-    dtype, size, pattern = PATTERNS[platform]
+def record(platform: str) -> Platform:
+    """Other patterns of one number format are other kernels."""
+    dtype, _, pattern = PATTERNS[platform]
+    return Platform(platform, "synthetic", provenance="emulated", dtype=dtype, options={"kernel": pattern})
+
+
+def classes_of(platform: str) -> BatchClasses | None:
+    """What a search said of the platform."""
+    if platform not in RESTLESS:
+        return CLASSES
+    return batch_classes.unsteady(0.9) if platform == "int8-a" else None
+
+
+def noise(
+    platform: str, model: str, probe_set: str, setting: str, machine: str, company: int
+) -> npt.NDArray[np.float64]:
+    """On the logits, as a share of the platform's own size: (PROBES, POSITIONS, VOCAB)."""
     place = [MODELS.index(model), SETS.index(probe_set)]
     shape = (PROBES, POSITIONS, VOCAB)
-    noise = np.random.default_rng([*place, pattern]).normal(size=shape)
-    own = [*place, sorted(PATTERNS).index(platform), SETTINGS.index(setting)]
-    nuisance = np.random.default_rng([7, *own]).normal(size=shape)
-    answered = log_softmax(logits_of(model, probe_set) + size * (noise + 0.1 * nuisance)).astype(np.float32)
+    at = 0 if platform == "fp32-a" else list(MACHINES).index(machine)
+    pattern = np.random.default_rng([*place, PATTERNS[platform][2] + 100 * at]).normal(size=shape)
+    if platform in RESTLESS and setting == "b1":
+        return pattern
+    own = [*place, sorted(PATTERNS).index(platform) + 100 * at, SETTINGS.index(setting)]
+    more = [company] if platform in RESTLESS and company else []
+    return pattern + 0.1 * np.random.default_rng([7, *own, *more]).normal(size=shape)
+
+
+def signature(
+    platform: str, model: str, probe_set: str, setting: str, machine: str = "cpu", company: int = 0
+) -> Signature:
+    """What the synthetic platform answers; another company changes a restless one's answers alone."""
+    added = PATTERNS[platform][1] * noise(platform, model, probe_set, setting, machine, company)
+    answered = log_softmax(logits_of(model, probe_set) + added).astype(np.float32)
     ids, values = top_k(answered, TOP_K)
+    nuisance = Nuisance(setting, int(setting[1:]))
     header = Header(
-        Platform(platform, "synthetic", provenance="emulated", dtype=dtype),
-        *(model, f"weights-{model}", probe_set, f"probes-{probe_set}", Nuisance(setting)),
+        *(record(platform), model, f"weights-{model}", probe_set, f"probes-{probe_set}", nuisance),
         positions=POSITIONS,
         top_k=TOP_K,
+        facts=MACHINES[machine],
+        batch_classes=classes_of(platform),
     )
     rows = PROBES * POSITIONS
     ids, values = ids.reshape(rows, TOP_K), values.reshape(rows, TOP_K)
@@ -79,8 +119,10 @@ def signature(platform: str, model: str, probe_set: str, setting: str) -> Signat
     return Signature(header, probe, position, position + 9, ids[:, 0].copy(), ids, values)
 
 
-def signatures(model: str, platforms: Sequence[str] = tuple(PATTERNS)) -> list[Signature]:
-    return [signature(p, model, s, n) for p in platforms for s in SETS for n in SETTINGS]
+def signatures(
+    model: str, platforms: Sequence[str] = tuple(PATTERNS), machines: Sequence[str] = ("cpu",)
+) -> list[Signature]:
+    return [signature(p, model, s, n, m) for m in machines for p in platforms for s in SETS for n in SETTINGS]
 
 
 def reference(model: str) -> dict[str, npt.NDArray[np.float64]]:
@@ -94,8 +136,8 @@ def predicted(model: str) -> dict[str, npt.NDArray[np.float32]]:
     return {s: rng.normal(scale=2e-2, size=shape).astype(np.float32) for s in SETS}
 
 
-def library(model: str, platforms: Sequence[str] = tuple(PATTERNS)) -> Library:
-    data = align(model, signatures(model, platforms), reference(model), predicted=predicted(model))
+def library(model: str, platforms: Sequence[str] = tuple(PATTERNS), machines: Sequence[str] = ("cpu",)) -> Library:
+    data = align(model, signatures(model, platforms, machines), reference(model), predicted=predicted(model))
     return Library.measured(data, SEED, 20)
 
 
@@ -111,11 +153,10 @@ def write(one: Signature, path: Path) -> Path:
 @dataclass(frozen=True)
 class World:
     libraries: list[Library]
-    signatures_of: Callable[[str], list[Signature]]
 
 
-def world() -> World:
-    return World([library(m) for m in MODELS], signatures)
+def world(machines: Sequence[str] = ("cpu",)) -> World:
+    return World([library(m, machines=machines) for m in MODELS])
 
 
 def trained(world: World, without: Sequence[str] = ()) -> Detector:

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 import synthetic
 from hspi.errors import DataError
 from hspi.evidence.aligned import ABSENT, Aligned, align, place
+from hspi.platforms.record import Platform
 from hspi.reference.logits import SLOTS
+from hspi.signatures.batch_classes import UNSTEADY, BatchClasses, setting, unsteady
+from hspi.signatures.schema import Signature
 
 
 @settings(max_examples=100, deadline=None)
@@ -39,7 +42,8 @@ def aligned() -> Aligned:
 
 
 def test_answers_stand_at_their_platform_setting_and_probe(aligned: Aligned) -> None:
-    assert aligned.platform_ids() == ["bf16-a", "fp32-a"] and aligned.nuisances == list(synthetic.SETTINGS)
+    assert aligned.platform_ids() == ["cpu/bf16-a", "cpu/fp32-a"]
+    assert [list(sizes) for sizes in aligned.settings] == [list(synthetic.SETTINGS)] * 2
     assert aligned.logprobs.shape == (2, 4, 96, SLOTS) and aligned.present.all()
     one = synthetic.signature("fp32-a", "one", "words", "b3").last_position()
     at = aligned.probes.index(("words", 5))
@@ -61,6 +65,113 @@ def test_a_setting_that_lacks_one_probe_set_is_not_present() -> None:
 
 
 _LOST = ("fp32-a", "text", "b2")
+
+
+# ---------------------------------------------------------------- settings: each platform's own batch classes
+
+
+def answered(name: str, sizes: str = "", bits: str = "", classes: BatchClasses | None = None) -> list[Signature]:
+    """A platform's signatures on both sets: at each of `sizes` ("1 4 16") with the bits of a letter of `bits`."""
+    rows = zip(map(int, sizes.split()), bits or "abcdefg", strict=False)
+    return [
+        relabelled(name, s, size, "abcdefg".index(letter), classes) for size, letter in rows for s in synthetic.SETS
+    ]
+
+
+def relabelled(name: str, probe_set: str, size: int, letter: int, classes: BatchClasses | None) -> Signature:
+    one = synthetic.signature("bf16-b", "one", probe_set, synthetic.SETTINGS[letter])
+    header = replace(one.header, platform=Platform(name, "e"), nuisance=setting(size), batch_classes=classes)
+    return replace(one, header=header)
+
+
+def aligned_of(*some: list[Signature]) -> Aligned:
+    return align("one", [s for part in some for s in part], synthetic.reference("one"))
+
+
+AMX = BatchClasses({"b1": "1-2 16-64", "b3": "3-15"})
+
+
+def test_settings_of_equal_bits_are_one_and_the_smallest_names_it() -> None:
+    data = aligned_of(answered("p", "16 4 1 7", "abab"), answered("q", "1 4", "ab"))
+    assert data.settings == [{"b1": "1 16", "b4": "4 7"}, {"b1": "1", "b4": "4"}]
+    assert data.present.tolist() == [[True, True], [True, True]]
+    one, other = (synthetic.signature("bf16-b", "one", "text", s).last_position() for s in ("b1", "b2"))
+    at = data.probes.index(("text", 5))
+    np.testing.assert_array_equal(data.raw[0, 0, at], one.topk_logprobs[5])
+    np.testing.assert_array_equal(data.raw[0, 1, at], other.topk_logprobs[5])
+
+
+def test_settings_are_one_only_if_both_sets_are_answered_alike() -> None:
+    half = [*answered("p", "1", "a"), relabelled("p", "text", 4, 0, None), relabelled("p", "words", 4, 1, None)]
+    assert list(aligned_of(half).settings[0]) == ["b1", "b4"]
+
+
+@pytest.mark.parametrize(
+    ("some", "settings", "steady", "complete"),
+    [
+        # searched: what was found holds, and it is complete where each class that was found has a signature
+        (answered("p", "1 3", "ab", AMX), {"b1": "1-2 16-64", "b3": "3-15"}, True, True),
+        (answered("p", "3", "b", AMX), {"b3": "3-15"}, True, False),
+        (answered("p", "1 3", "aa", AMX), {"b1": "1-2 16-64 3-15"}, True, True),  # they differ in no token that is kept
+        (answered("p", "1 4 7 16", "abcd", unsteady(0.4)), {f"b{n}": str(n) for n in UNSTEADY}, False, False),
+        # nobody searched: equal bits among three settings or more tell, and nothing is complete
+        (answered("p", "1 4 7", "aab"), {"b1": "1 4", "b7": "7"}, True, False),
+        (answered("p", "1 4 7", "abc"), {"b1": "1", "b4": "4", "b7": "7"}, False, False),
+        (answered("p", "1 4", "ab"), {"b1": "1", "b4": "4"}, True, False),
+        (answered("p", "4", "a"), {"b4": "4"}, True, False),
+    ],
+)
+def test_what_is_known_of_a_platform_s_classes(
+    some: list[Signature], settings: dict[str, str], steady: bool, complete: bool
+) -> None:
+    data = aligned_of(some)
+    assert (data.settings, data.steady, data.complete) == ([settings], [steady], [complete])
+
+
+def test_a_setting_that_was_tried_beside_a_search_keeps_its_size() -> None:
+    """As a signature made with --batch-size, of whose company nothing is known."""
+    data = aligned_of(answered("p", "1 3", "ab", AMX), answered("p", "5", "c"))
+    assert data.settings == [{"b1": "1-2 16-64", "b3": "3-15", "b5": "5"}] and data.complete == [True]
+
+
+def test_steady_platforms_repeat_and_unsteady_ones_only_where_they_are_asked_alone() -> None:
+    data = aligned_of(answered("p", "1 3", "ab", AMX), answered("q", "1 4 7 16", "abcd", unsteady(0.4)))
+    assert [[data.repeats(c, s) for c, s in data.rows if c == i] for i in (0, 1)] == [
+        [True, True],
+        [True, False, False, False],
+    ]
+
+
+def test_the_axis_of_settings_is_each_platform_s_own() -> None:
+    data = aligned_of(answered("p", "1 3", "ab", AMX), answered("q", "4", "c"), answered("r", "1 4 7", "abc"))
+    assert data.logprobs.shape[:2] == (3, 3)
+    assert data.rows == [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1), (2, 2)]
+    assert data.present.sum() == 6 and np.isnan(data.logprobs[1, 1:]).all() and (data.rank[1, 1:] == ABSENT).all()
+    some = data.only([2, 1])
+    assert some.platform_ids() == ["cpu/r", "cpu/q"] and some.rows == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    assert some.settings == [data.settings[2], data.settings[1]] and some.steady == [False, True]
+
+
+def test_platforms_of_more_settings_join_and_each_keeps_its_own() -> None:
+    first, second = aligned_of(answered("p", "1 3", "ab", AMX)), aligned_of(answered("q", "1 4 7", "abc"))
+    for a, b in ((first, second), (second, first)):
+        both = a.joined(b)
+        assert both.rows == [*a.rows, *((c + 1, s) for c, s in b.rows)]
+        assert both.settings == [*a.settings, *b.settings] and both.complete == [*a.complete, *b.complete]
+        for c, part in enumerate((a, b)):
+            for s in range(len(part.settings[0])):
+                assert both.logprobs[c, s].tobytes() == part.logprobs[0, s].tobytes()
+    with pytest.raises(DataError, match="own probes"):
+        first.joined(replace(second, slots=second.slots[:, ::-1]))
+
+
+def test_an_observation_is_one_setting_of_which_nothing_is_known() -> None:
+    data = aligned_of(answered("p", "1 3", "ab", AMX))
+    seen = data.with_observation(data.logprobs[0, 1], data.rank[0, 1], data.raw[0, 1])
+    assert seen.rows == [(0, 0)] and seen.steady == seen.complete == [False] and not seen.repeats(0, 0)
+
+
+# ---------------------------------------------------------------- what is refused
 
 
 def test_signatures_of_other_probes_are_refused() -> None:
@@ -100,6 +211,27 @@ def test_a_saved_file_gives_the_same_bits_and_a_torn_one_an_error(aligned: Align
         path.write_bytes(whole[:size])
         with pytest.raises(DataError):
             Aligned.load(path)
+
+
+def test_a_file_from_before_batch_classes_is_read(aligned: Aligned, tmp_path: Path) -> None:
+    """Its settings were one list for all platforms."""
+    import json
+
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "old.safetensors"
+    aligned.save(path)
+    with safe_open(path, framework="numpy") as f:
+        names = json.loads(f.metadata()["hspi"])
+        arrays = {n: f.get_tensor(n) for n in f.keys()}  # noqa: SIM118
+    for name in ("settings", "steady", "complete"):
+        del names[name]
+    save_file(arrays, path, metadata={"hspi": json.dumps({**names, "nuisances": ["b1", "b4", "b7", "b16"]})})
+    again = Aligned.load(path)
+    assert [list(s) for s in again.settings] == [["b1", "b4", "b7", "b16"]] * 2
+    assert again.steady == again.complete == [False, False] and not again.repeats(1, 0)
+    assert again.logprobs.tobytes() == aligned.logprobs.tobytes()
 
 
 def test_some_probes_alone_are_those_probes(aligned: Aligned) -> None:

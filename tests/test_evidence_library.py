@@ -12,6 +12,7 @@ import audit_world as world
 import synthetic
 from hspi.errors import DataError
 from hspi.evidence import library as libraries
+from hspi.evidence.aligned import align
 from hspi.evidence.library import Library
 
 
@@ -21,9 +22,10 @@ def whole() -> Library:
 
 
 def test_fewer_platforms_keep_their_own_signatures_and_classes(whole: Library) -> None:
-    some = whole.only(["bf16", "int8", "fp32"])
-    assert some.data.platform_ids() == some.platform_ids and set(some.platform_ids) == {"bf16", "int8", "fp32"}
-    at, here = whole.platform_ids.index("int8"), some.platform_ids.index("int8")
+    names = {"cpu/bf16", "cpu/int8", "cpu/fp32"}
+    some = whole.only(sorted(names))
+    assert some.data.platform_ids() == some.platform_ids and set(some.platform_ids) == names
+    at, here = whole.platform_ids.index("cpu/int8"), some.platform_ids.index("cpu/int8")
     assert np.array_equal(some.data.logprobs[here], whole.data.logprobs[at], equal_nan=True)
     assert (
         some.classes.separation[here, 0] == whole.classes.separation[at, whole.platform_ids.index(some.platform_ids[0])]
@@ -31,12 +33,13 @@ def test_fewer_platforms_keep_their_own_signatures_and_classes(whole: Library) -
     assert sorted(set(some.classes.label)) == list(range(some.classes.count))
     assert whole.only(whole.platform_ids) is whole
     with pytest.raises(DataError, match="at least 2"):
-        whole.only(["bf16"])
+        whole.only(["cpu/bf16"])
 
 
 def test_classes_are_measured_on_probes_that_train_and_calibrate_alone() -> None:
     library = synthetic.library("one")
-    assert library.class_of("bf16-twin") == ["bf16-a", "bf16-twin"] and library.class_of("h100") == ["h100"]
+    assert library.class_of("cpu/bf16-twin") == ["cpu/bf16-a", "cpu/bf16-twin"]
+    assert library.class_of("h100") == ["h100"]
     spoilt = library.data.logprobs.copy()
     test = synthetic.SEED, library.data.probes
     at = libraries.split_probes(test[1], test[0]).test
@@ -72,18 +75,17 @@ def test_what_is_saved_is_what_is_read_in_its_order(whole: Library, tmp_path: Pa
         libraries.load(tmp_path, "elsewhere")
 
 
-def test_libraries_are_joined_setting_by_setting() -> None:
-    whole = world.detector().library("toy").data
-    first, second = whole.only([0, 1, 2]), whole.only([4])
-    second = replace(
-        second, nuisances=["b1", "new"], **{n: getattr(second, n)[:, :2] for n in ("logprobs", "rank", "raw")}
-    )
-    both = first.joined(second)
-    assert both.platform_ids() == [*first.platform_ids(), *second.platform_ids()]
-    assert both.nuisances == sorted({*first.nuisances, "new"})
-    assert both.present.tolist() == [*([n != "new" for n in both.nuisances] for _ in range(3)),
-                                     [n in ("b1", "new") for n in both.nuisances]]  # fmt: skip
-    at = both.nuisances.index("new")
-    assert np.array_equal(both.logprobs[3, at], second.logprobs[0, 1], equal_nan=True)
-    with pytest.raises(DataError, match="own probes"):
-        first.joined(replace(second, slots=second.slots[:, ::-1]))
+def test_of_platforms_that_answered_alike_in_every_class_one_is_compared() -> None:
+    """`fp32-a` computes alike on both machines: its bits, settings and all."""
+    both = synthetic.library("one", machines=("amd-zen2", "intel-haswell"))
+    left = both.distinct()
+    assert set(both.platform_ids) - set(left.platform_ids) == {"intel-haswell/fp32-a"}
+    assert left.data.platform_ids() == left.platform_ids and left.classes.count == both.classes.count
+    assert left.distinct() is left, "nothing is left to take away"
+
+
+def test_a_platform_that_lacks_a_class_of_its_twin_s_is_distinct() -> None:
+    some = synthetic.signatures("one", ["fp32-a", "bf16-b"], machines=("amd-zen2", "intel-haswell"))
+    less = [s for s in some if (s.header.hardware.id, s.header.nuisance.name) != ("intel-haswell", "b4")]
+    data = align("one", less, synthetic.reference("one"))
+    assert len(Library.measured(data, synthetic.SEED, 20).distinct().platform_ids) == 4

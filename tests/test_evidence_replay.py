@@ -6,15 +6,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import synthetic
 from hspi.evidence.aligned import ABSENT, place
 from hspi.evidence.replay import (
     FEATURES,
     PAIR_FEATURES,
     STATISTICS,
     candidate_features,
+    nearest_setting,
     pair_features,
     pair_statistics,
     self_features,
+    setting_statistics,
     top_slots,
 )
 
@@ -128,28 +131,82 @@ def test_asked_tokens_without_a_slot_stay_asked() -> None:
     np.testing.assert_array_equal(top_slots(rank, 3), [[0, 1, -1], [-1, -1, -1]])
 
 
-def test_the_nearest_usable_setting_speaks_for_a_candidate() -> None:
+def test_answer_by_answer_the_nearest_usable_setting_speaks_for_a_candidate() -> None:
+    """A server's batches grow and shrink while it is asked: one answer is of one class, the next of another."""
     rng = np.random.default_rng(0)
-    pairs = rng.normal(size=(2, 3, 4, len(PAIR_FEATURES))).astype(np.float32)  # sample, candidate, setting
+    found = rng.normal(size=(2, 3, 4, 5, len(STATISTICS))).astype(np.float32)  # sample, candidate, setting, probe
     usable = np.array([[1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]], bool)
+    nearest = nearest_setting(found, np.broadcast_to(usable, (2, 3, 4)))
+    assert nearest.shape == (2, 3, 5, len(STATISTICS)) and nearest.dtype == np.float32
+    for b, p in np.ndindex(2, 5):
+        best = np.argmin(found[b, 0, :3, p, COLUMN["log_distance"]])
+        np.testing.assert_array_equal(nearest[b, 0, p], found[b, 0, best, p])
+    np.testing.assert_array_equal(nearest[:, 1], found[:, 1, 1])
+    assert np.isnan(nearest[:, 2]).all(), "a candidate without signatures has no statistics"
+    found[:, 0, 3] = -1e6  # what is not usable is not read
+    np.testing.assert_array_equal(nearest_setting(found, np.broadcast_to(usable, (2, 3, 4)))[:, 0], nearest[:, 0])
+
+
+def test_features_are_of_the_pair_and_of_its_excess_over_the_candidate_s_own_unrest() -> None:
+    rng = np.random.default_rng(0)
+    pairs = rng.normal(size=(2, 3, len(PAIR_FEATURES))).astype(np.float32)
     own = rng.normal(size=(3, 4)).astype(np.float32)
-    found = candidate_features(pairs, usable, own)
-    assert found.shape == (2, 3, len(FEATURES))
-    best = pairs[0, 0, int(np.argmin(pairs[0, 0, :3, 0]))]
-    np.testing.assert_array_equal(found[0, 0, : len(PAIR_FEATURES)], best)
-    np.testing.assert_allclose(found[0, 0, FEATURES.index("mean_distance")], pairs[0, 0, :3, 0].mean(), rtol=1e-5)
-    np.testing.assert_allclose(found[0, 0, FEATURES.index("excess_equal")], best[2] - own[0, 1], rtol=1e-5)
-    np.testing.assert_array_equal(found[:, 1, : len(PAIR_FEATURES)], pairs[:, 1, 1])
-    assert np.isnan(found[:, 2]).all(), "a candidate without signatures has no features"
-    pairs[:, 0, 3] = 1e6  # what is not usable is not read
-    np.testing.assert_array_equal(candidate_features(pairs, usable, own)[:, 0], found[:, 0])
+    own[2] = np.nan  # a steady one
+    found = candidate_features(pairs, own)
+    assert found.shape == (2, 3, len(FEATURES)) and found.dtype == np.float32
+    np.testing.assert_array_equal(found[..., : len(PAIR_FEATURES)], pairs)
+    np.testing.assert_array_equal(found[0, :, len(PAIR_FEATURES) : -3], own)
+    for name, of, at in (
+        ("distance", "distance", 0),
+        ("equal", "equal", 1),
+        ("mean_log_distance", "mean_log_distance", 3),
+    ):
+        expected = pairs[:, :2, FEATURE[of]] - own[:2, at]
+        np.testing.assert_allclose(found[:, :2, FEATURES.index(f"excess_{name}")], expected, rtol=1e-5)
+    assert np.isnan(found[:, 2, len(PAIR_FEATURES) :]).all()
 
 
-def test_a_platform_of_one_setting_does_not_know_itself(reference: npt.NDArray[np.float64]) -> None:
-    both = [answer(reference, 1e-3, s) for s in (2, 3)]
-    lp, rank = (np.stack(x) for x in zip(*both, strict=True))
-    own = np.stack([pair_statistics(*b, lp, rank, reference, K) for b in both])[None]  # (1, S, S, P, T)
-    far = self_features(own, np.array([[True, True]]), K)
-    expected = pair_features(own[0].mean(axis=2), K)[[0, 1], [1, 0]].mean(axis=0)
-    np.testing.assert_allclose(far[0], expected[[0, 2, 3, 7]], rtol=1e-5)
-    assert np.isnan(self_features(own, np.array([[True, False]]), K)).all()
+# ---------------------------------------------------------------- a platform beside itself
+
+
+@pytest.fixture(scope="module")
+def settings(reference: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Three settings, each beside each: as `setting_statistics` has it."""
+    every = [answer(reference, 1e-3, s) for s in (2, 3, 4)]
+    lp, rank = (np.stack(x) for x in zip(*every, strict=True))
+    return np.stack([pair_statistics(*one, lp, rank, reference, K) for one in every])
+
+
+def test_every_setting_is_compared_with_every_other(settings: npt.NDArray[np.float32]) -> None:
+    data = synthetic.library("one", ["bf16-b", "int8-a"]).data
+    found = setting_statistics(data, 1, 8)
+    assert found.shape == (4, 4, 96, len(STATISTICS))
+    own = data.logprobs[1], data.rank[1]
+    np.testing.assert_array_equal(found[2], pair_statistics(own[0][2], own[1][2], *own, data.reference, 8))
+
+
+def test_an_unsteady_platform_is_as_far_from_itself_as_from_its_nearest_other_setting(
+    settings: npt.NDArray[np.float32],
+) -> None:
+    all_of_them = np.ones(3, bool)
+    found = self_features(settings, all_of_them, all_of_them, K)
+    expected = []
+    for a in range(3):
+        others = settings[a, [s for s in range(3) if s != a]]
+        best = others[..., COLUMN["log_distance"]].argmin(axis=0)
+        expected.append(pair_features(others[best, np.arange(len(best))].mean(axis=0), K))
+    np.testing.assert_allclose(found, np.mean(expected, axis=0)[[0, 2, 3, 7]], rtol=1e-5)
+
+
+def test_settings_that_repeat_or_are_not_in_the_library_say_nothing_of_unrest(
+    settings: npt.NDArray[np.float32],
+) -> None:
+    usable = np.array([True, True, False])
+    found = self_features(settings, np.array([False, True, False]), usable, K)
+    np.testing.assert_allclose(found, pair_features(settings[1, 0].mean(axis=0), K)[[0, 2, 3, 7]], rtol=1e-5)
+
+
+def test_a_steady_platform_and_one_of_one_setting_do_not_know_themselves(settings: npt.NDArray[np.float32]) -> None:
+    one, nobody = np.array([True, False, False]), np.zeros(3, bool)
+    assert np.isnan(self_features(settings, one, one, K)).all()
+    assert np.isnan(self_features(settings, nobody, np.ones(3, bool), K)).all()

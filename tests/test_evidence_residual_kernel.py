@@ -30,7 +30,8 @@ def made_up(scale: float, missing: float, tied: bool, seed: int = 0) -> Aligned:
     raw[:, :, 0, 20:] = np.nan  # a row that came short
     records = [Platform(f"p{i}", "none", "emulated") for i in range(2)]
     place = np.broadcast_to(np.arange(slots, dtype=np.int32), (p, slots)).copy()
-    return Aligned("m", records, ["a", "b"], [("text", i) for i in range(p)], place, reference, logprobs, rank, raw)
+    names = [("text", i) for i in range(p)]
+    return Aligned("m", records, [{"a": "", "b": ""}] * 2, names, place, reference, logprobs, rank, raw)
 
 
 @pytest.mark.parametrize("k", [2, 5, 20, 32])

@@ -335,23 +335,12 @@ def test_a_server_that_ends_before_it_answers_is_told_by_its_log(tmp_path: Path)
 # ---------------------------------------------------------------- the real ones
 
 SMALL = "models: [llama]\nprobes: {seed: 3, length: 16, sets: {text: {size: 6, positions: 2, top_k: 64}}}\n"
-SMALL += "nuisances: [{name: b3, batch_size: 3}]\n"
 
 
-def collected(folder: Path, platform: str, *more: str, positions: int = 2) -> Signature:
+def collected(folder: Path, platform: str, *more: str, positions: int = 2, batch: int = 3) -> Signature:
     (folder / "params.yaml").write_text(SMALL.replace("positions: 2", f"positions: {positions}"))
-    command = [
-        sys.executable,
-        "-m",
-        "hspi",
-        "collect",
-        "--platform",
-        platform,
-        "--model",
-        "llama",
-        "--progress",
-        "none",
-    ]
+    command = [sys.executable, "-m", "hspi", "collect", "--platform", platform, "--model", "llama"]
+    command += ["--progress", "none", "--batch-size", str(batch)]
     out = folder / f"s{len(list(folder.glob('s*')))}"
     command += ["--params", str(folder / "params.yaml"), "--out", str(out), *more]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -401,6 +390,6 @@ def test_a_platform_asked_over_http_is_the_platform(tmp_path: Path) -> None:
     command = ("hspi", "serve", "--platform", "torch-fp32", "--model", "llama", "--port", str(port))
     with checkout(tmp_path).serving(*command, ready=f"http://127.0.0.1:{port}/health"):
         url = ("--base-url", f"http://127.0.0.1:{port}/v1", "--record", '{"engine": "elsewhere", "dtype": "fp32"}')
-        over = collected(tmp_path, "torch-fp32-there", *url, "--batch-size", "1", positions=1)
-    assert same(over, collected(tmp_path, "torch-fp32", "--batch-size", "1", positions=1))
+        over = collected(tmp_path, "torch-fp32-there", *url, positions=1, batch=1)
+    assert same(over, collected(tmp_path, "torch-fp32", positions=1, batch=1))
     assert over.header.platform.engine == "elsewhere" and "cpu_model" not in over.header.facts

@@ -10,6 +10,7 @@ import pytest
 
 from hspi.errors import DataError
 from hspi.platforms.record import Nuisance, Platform
+from hspi.signatures.batch_classes import BatchClasses
 from hspi.signatures.journal import Journal, to_batch
 from hspi.signatures.schema import arrow_schema, read_header, read_signature
 from written import HEADER, answers, write
@@ -45,6 +46,7 @@ def test_a_journal_of_other_work_is_not_continued(tmp_path: Path) -> None:
         {"nuisance": Nuisance("b2", 3)},
         {"top_k": 4},
         {"facts": {"torch": "1"}},
+        {"batch_classes": BatchClasses({"b1": "1-64"})},
         {"platform": Platform("p", "pytorch", env={"A": "2"})},
     ]
     for change in changes:

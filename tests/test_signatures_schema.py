@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from hspi.errors import DataError
+from hspi.signatures.batch_classes import BatchClasses, unsteady
 from hspi.signatures.journal import Journal, to_batch
-from hspi.signatures.schema import read_header, read_signature
+from hspi.signatures.schema import Header, read_header, read_signature
 from written import HEADER, answers, write
 
 
@@ -82,6 +83,10 @@ def header_json(**changes: object) -> bytes:
         header_json(top_k="many"),
         header_json(top_k=-1),
         header_json(positions=0),
+        header_json(batch_classes="b1"),
+        header_json(batch_classes={"sizes": 3, "steady": True, "spread": 0}),
+        header_json(batch_classes={"sizes": {"b1": "1"}, "steady": True}),
+        header_json(batch_classes={"sizes": {}, "steady": True, "spread": "much"}),
         b"[]",
         b"{",
         b"\xff",
@@ -93,6 +98,27 @@ def test_a_foreign_header_is_a_data_error(tmp_path: Path, text: bytes) -> None:
     pq.write_table(table.replace_schema_metadata({b"hspi": text}), path)
     with pytest.raises(DataError):
         read_signature(path)
+
+
+@pytest.mark.parametrize("found", [None, BatchClasses({"b1": "1-2 16-64", "b3": "3-15"}), unsteady(0.25)])
+def test_what_was_found_of_batch_classes_travels_in_the_header(tmp_path: Path, found: BatchClasses | None) -> None:
+    header = replace(HEADER, batch_classes=found)
+    again = read_header(write(tmp_path / "s.parquet", [[0]], header))
+    assert again == header and again.same_work(header) and type(again.batch_classes) is type(found)
+
+
+def test_a_header_from_before_batch_classes_is_read(tmp_path: Path) -> None:
+    """Nobody looked for classes then, and `hardware` was what the engine wanted."""
+    old = json.loads(HEADER.to_json())
+    del old["batch_classes"]
+    old["platform"]["hardware"] = old["platform"].pop("device")
+    assert Header.from_json(json.dumps(old)) == HEADER
+
+
+def test_a_header_s_platform_has_its_hardware_s_name() -> None:
+    assert HEADER.placed.id == "cpu/p" and HEADER.platform.id == "p"
+    cpu = {"cpu_vendor": "AuthenticAMD", "cpu_family_model_stepping": "23/49/0"}
+    assert replace(HEADER, facts=cpu).placed.id == "amd-zen2/p"
 
 
 def test_parquet_of_someone_else_is_a_data_error(tmp_path: Path) -> None:

@@ -344,9 +344,8 @@ def _settings(signatures: Sequence[Signature]) -> _Settings:
     for name in sorted(digests, key=lambda n: (sizes[n], n)):
         groups.setdefault(digests[name].digest(), []).append(name)
     searched = next((s.header.batch_classes for s in signatures if s.header.batch_classes), None)
-    kept = {some[0]: " ".join(str(sizes[n]) for n in some) for some in groups.values()}
-    if searched and searched.steady:
-        kept = {name: searched.sizes.get(name, tried) for name, tried in kept.items()}
+    found = searched.sizes if searched and searched.steady else {}
+    kept = {some[0]: " ".join(found.get(n, str(sizes[n])) for n in some) for some in groups.values()}
     steady = searched.steady if searched else not (len(digests) == len(groups) >= 3)
     complete = bool(searched and searched.steady and set(searched.sizes) <= set(digests))
     return _Settings(kept, {name: i for i, name in enumerate(kept)}, steady, complete)

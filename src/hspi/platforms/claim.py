@@ -23,10 +23,12 @@ class Claim:
     @classmethod
     def parse(cls, platform: str | None, hardware: str | None = None) -> Claim | None:
         """From `torch-bf16`, `amd-zen4/torch-bf16` or a hardware alone; None without any. Raises ConfigError where
-        two hardwares are named."""
+        two hardwares are named, or an empty text names nothing."""
         if platform is None and hardware is None:
             return None
         own, _, software = (platform or "").rpartition("/")
+        if not (own or software or hardware):
+            raise ConfigError(f"a claim must name software or hardware, but got {platform or hardware or ''!r}")
         if own and hardware and own != hardware:
             raise ConfigError(f"a claim must name one hardware, but it names {own!r} and {hardware!r}")
         return cls(software, own or hardware or "")

@@ -56,21 +56,23 @@ def setting(size: int) -> Nuisance:
 def find(ask: Ask, most: int = MOST) -> BatchClasses:
     """The classes of one platform on one model, from its answers to the same probes at batch sizes up to `most`.
 
-    Sizes of GRID are tried, each in a company of its own, and between two that differ the threshold is sought by
-    halving. Where a class begins, another company at the same size tells whether the size or the company decides.
+    Sizes of GRID and `most` are tried, each in a company of its own, and between two that differ the threshold is
+    sought by halving. Where a class begins, another company at the same size tells whether the size or the company
+    decides.
     """
     served = _Served(ask)
     spreads = [served.spread(size) for size in FIRST if size <= most]
     if spreads and all(spreads):
         return unsteady(max(spreads), most)
-    grid = [size for size in GRID if size <= most]
+    grid = sorted({most, *(size for size in GRID if size <= most)})
+    served.at(1)
     for low, high in pairwise(grid):
         served.halve(low, high)
     begins = {min(sizes) for sizes in served.classes().values()} - {1}
     mixed = {size: spread for size in sorted(begins | {2} & set(grid)) if (spread := served.spread(size))}
     classes = {c: own for c, sizes in served.classes().items() if (own := [s for s in sizes if s not in mixed])}
     if len(classes) > MANY or not served.explain(mixed, classes.values()):
-        return unsteady(max([*spreads, *mixed.values()]), most)
+        return unsteady(max([0.0, *spreads, *mixed.values()]), most)
     order = sorted(served.label)
     sizes = {f"b{min(own)}": _ranges(order, {*own, *mixed}) for own in classes.values()}
     return BatchClasses(sizes)
@@ -98,7 +100,10 @@ class _Served:
 
     def spread(self, size: int) -> float:
         """The share of probes that another company of this size changes."""
-        first, other = self.at(size), self._others.setdefault(size, self._ask(size, None))
+        first = self.at(size)
+        if size not in self._others:
+            self._others[size] = self._ask(size, None)
+        other = self._others[size]
         return sum(a != b for a, b in zip(first, other, strict=True)) / len(first)
 
     def halve(self, low: int, high: int) -> None:
