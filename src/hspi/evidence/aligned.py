@@ -88,8 +88,9 @@ class Aligned:
         return (self.logprobs - self.reference).astype(np.float32)
 
     def repeats(self, platform: int, setting: int) -> bool:
-        """Whether the platform answers so again, bit for bit, whenever its batch is of that class: a steady one does, and
-        so does any that is asked alone, or that answered alike in several companies."""
+        """Whether the platform answers so again, bit for bit, whenever its batch is of that class. A steady one does, and
+        so does any that is asked alone, or that answered alike in several companies.
+        """
         sizes = list(self.settings[platform].values())[setting]
         return self.steady[platform] or sizes == "1" or len(sizes.split()) > 1
 
