@@ -88,7 +88,7 @@ class Aligned:
         return (self.logprobs - self.reference).astype(np.float32)
 
     def repeats(self, platform: int, setting: int) -> bool:
-        """Whether the platform answers so again, bit for bit, whenever its batch is of that class. A steady one does, and
+        """Whether the platform answers so again, bit for bit, when its batch is of that class. A steady one does, and
         so does any that is asked alone, or that answered alike in several companies.
         """
         sizes = list(self.settings[platform].values())[setting]
