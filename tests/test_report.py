@@ -275,7 +275,7 @@ def made_on(store: Path, nuisance: str, facts: dict[str, str], day: str = "2026-
         facts=facts,
         created=f"{day}T12:00:00+00:00",
     )
-    path = signature_path(store, "torch-fp32", "llama", "text", nuisance)
+    path = signature_path(store, header.hardware.id, "torch-fp32", "llama", "text", nuisance)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_table(arrow_schema(header).empty_table(), path)
 

@@ -205,11 +205,10 @@ def test_what_is_finished_is_not_made_again_and_stale_journals_go(tmp_path: Path
     before = [p.read_bytes() for p in paths]
     stale = paths[0].with_name(paths[0].name + ".partial")  # killed between the rename and the end
     stale.write_bytes(b"stale")
-    (store / "torch-fp32" / collecting.SKIPPED).write_text("{}")
     ticks: list[int] = []
     found = collecting.collect_platform("torch-fp32", [str(folder)], [spec], NUISANCES[:2], store, ticks.append)
     assert sorted(found) == paths and [p.read_bytes() for p in paths] == before and ticks == [5, 5]
-    assert not stale.exists() and not (store / "torch-fp32" / collecting.SKIPPED).exists()
+    assert not stale.exists()
     with pytest.raises(HspiError):
         collecting.collect_platform("torch-fp32", [str(folder)], [spec], NUISANCES, store)
 
@@ -221,10 +220,6 @@ def test_a_platform_that_cannot_run_here_makes_nothing(tmp_path: Path) -> None:
     with pytest.raises(PlatformError, match=f"{lacking.id} must be runnable on this machine"):
         collecting.collect_platform(lacking.id, ["llama"], [SPEC], NUISANCES, tmp_path)
     assert not list(tmp_path.iterdir())
-    why = collecting.note_skipped(lacking.id, tmp_path)
-    note = json.loads((tmp_path / lacking.id / collecting.SKIPPED).read_text())
-    assert note == {"platform": lacking.id, "why_not": why} and why
-    assert list(iter_store(tmp_path)) == []
 
 
 def test_a_child_s_error_is_raised_as_its_own_line(tmp_path: Path) -> None:
