@@ -73,7 +73,7 @@ def test_audits_ask_what_signatures_answered_at_one_position_alone() -> None:
 def test_the_store_gives_platforms_that_answered_every_probe_set_of_the_library(tmp_path: Path) -> None:
     def stored(platform: str, probe_set: str, probe_hash: str, weights: str = "w") -> None:
         header = Header(Platform(platform, "vllm"), "toy", weights, probe_set, probe_hash, Nuisance("b1"), 1, 2)
-        with Journal(signature_path(tmp_path, platform, "toy", probe_set, "b1"), header) as journal:
+        with Journal(signature_path(tmp_path, "cpu", platform, "toy", probe_set, "b1"), header) as journal:
             rows = np.array([[[3, 4]]], np.int32), np.full((1, 1, 2), -1, np.float32)
             journal.append(to_batch(journal.schema, np.arange(1), 4, *rows))
             journal.finish()

@@ -19,6 +19,7 @@ from hspi.evidence.observation import Observation
 from hspi.platforms import catalogue, machine
 from hspi.platforms.claim import Claim
 from hspi.signatures.schema import read_signature
+from hspi.signatures.store import iter_store
 from hspi.splits import split_probes
 from hspi.verdict import Verdict
 
@@ -81,7 +82,7 @@ def demo(hide: str | None, seed: int | None, say: Callable[[str], object]) -> tu
         command = [sys.executable, "-m", "hspi", "collect", "--platform", hidden, "--model", model]
         command += ["--probes", "text", "--out", folder, "--batch-size", str(HIDDEN_BATCH), "--progress", "none"]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-        signature = read_signature(next(Path(folder).glob("*/*/*/*.parquet")))
+        signature = read_signature(next(iter_store(folder)))
     detector = load_detector()
     seen = Observation.of(signature, 20)
     test = held_out(seen.probes, detector.library(seen.model).data, p.evaluation.seed)
