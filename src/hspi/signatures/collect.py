@@ -150,7 +150,7 @@ def is_collected(platform: Platform, ref: ModelRef, specs: Sequence[ProbeSpec], 
 def find_classes(
     adapter: Adapter, probe_set: ProbeSet, tick: Tick = lambda n: None, expect: Tick = lambda n: None
 ) -> BatchClasses:
-    """Serve the set's first probes at many batch sizes, and see where bits change. tick, expect: as `Order` has them."""
+    """Serve the set's first probes at many batch sizes, and see where bits change. tick, expect: as in `Order`."""
     contexts = list(probe_set.contexts[:CLASS_PROBES])
 
     def ask(size: int, seed: int | None) -> list[bytes]:
