@@ -165,5 +165,6 @@ def trained(world: World, without: Sequence[str] = ()) -> Detector:
     benches = [Bench.of(x, SEED) for x in world.libraries]
     verifier = fit_verifier(benches, parameters=trees, dropped=without)
     singles = [SampleBench(x, SEED) for x in world.libraries]
-    formats = NumberFormat(Boosted(n_estimators=20, max_depth=3)).fit(singles)
+    sure = Boosted(n_estimators=100, max_depth=3, learning_rate=0.3, min_child_weight=0.1)  # of few samples
+    formats = NumberFormat(sure).fit(singles)
     return Detector(verifier, formats, calibrate(verifier, benches), {x.model: x for x in world.libraries})
