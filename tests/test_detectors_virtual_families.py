@@ -10,17 +10,19 @@ import pytest
 import synthetic
 from hspi import zoo
 from hspi.detectors.detector import Detector, decide
-from hspi.detectors.virtual_families import Families, family_name
+from hspi.detectors.virtual_families import Claimed, Families, family_name
 from hspi.errors import DataError
 from hspi.evidence.aligned import align
 from hspi.evidence.equivalence import Classes
 from hspi.evidence.library import Library
 from hspi.evidence.observation import Observation
 from hspi.platforms.catalogue import get
+from hspi.platforms.claim import Claim
 from hspi.platforms.opening import open_adapter
-from hspi.platforms.record import Nuisance
+from hspi.platforms.record import Nuisance, Platform
 from hspi.platforms.virtual.catalogue import virtual
 from hspi.reference.logits import reference_logprobs
+from hspi.signatures.batch_classes import BatchClasses
 from hspi.signatures.schema import Header, Signature
 from hspi.signatures.top_k import top_k
 from hspi.verdict import UNKNOWN
@@ -35,7 +37,7 @@ def classes(*groups: list[str]) -> Classes:
     ids = [p for g in groups for p in g]
     label = [i for i, g in enumerate(groups) for _ in g]
     empty = np.full((len(ids), len(ids)), np.nan)
-    return Classes("m", ids, label, empty, empty)
+    return Classes("m", ids, label, empty, empty, empty)
 
 
 def of(*groups: list[str]) -> Families:
@@ -69,6 +71,64 @@ def test_a_measured_class_that_spans_families_keeps_them_together():
     assert found.names[0] == "vgpu-h100-bf16-k2" and found.plans[2] == "k2 or k1"
 
 
+# ---------------------------------------------------------------- what a claim comes to
+
+
+PLACED = [get(i).on(h) for h, i in (("amd-zen3", "torch-bf16"), ("amd-zen4", "torch-bf16"), ("amd-zen3", "torch-fp32"))]
+VGPUS = [get(f"vgpu-{g}-bf16-{p}").on(f"virtual-{g}") for g in ("a100", "h100") for p in ("k1", "k2")]
+
+
+def told(*groups: list[int]) -> tuple[Families, list[Platform]]:
+    """Families of classes that hold these candidates, by place."""
+    every = [*PLACED, *VGPUS]
+    order = [every[i] for g in groups for i in g]
+    label = [c for c, g in enumerate(groups) for _ in g]
+    empty = np.full((len(order), len(order)), np.nan)
+    return Families.of(Classes("m", [p.id for p in order], label, empty, empty, empty), order), order
+
+
+def test_a_claim_comes_to_candidates_their_classes_and_a_format():
+    families, every = told([0], [1], [2], [3], [4], [5], [6])
+    found = families.claimed(Claim("torch-bf16"), every)
+    assert (found.platforms, found.classes, found.format, found.hardware) == ((0, 1), (0, 1), "bf16", False)
+    found = families.claimed(Claim("torch-bf16", "amd-zen4"), every)
+    assert (found.platforms, found.classes, found.format, found.hardware) == ((1,), (1,), "bf16", True)
+    found = families.claimed(Claim("", "amd-zen3"), every)
+    assert (found.platforms, found.format) == ((0, 2), None), "hardware alone claims no number format"
+    merged, every = told([0, 1], [2])
+    assert merged.claimed(Claim("torch-bf16"), every).classes == (0,)
+
+
+def test_a_family_of_virtual_gpus_is_claimed_by_its_name_or_by_a_member():
+    families, every = told([0], [3], [4], [5], [6])
+    assert "vgpu:ampere+ada:bf16" in families.names
+    by_name = families.claimed(Claim("vgpu:ampere+ada:bf16"), every)
+    assert (by_name.platforms, by_name.format) == ((1, 2), "bf16")
+    member = families.claimed(Claim("vgpu-a100-bf16-k2"), every)
+    assert member.platforms == (2,) and member.classes == by_name.classes
+
+
+def test_known_software_that_no_candidate_is_has_its_format_and_unknown_software_is_refused():
+    families, every = told([0], [2])
+    for claim in (Claim("torch-fp16"), Claim("torch-fp16", "amd-zen3"), Claim("torch-fp16", "nvidia-*")):
+        assert families.claimed(claim, every) == Claimed(claim, (), (), "fp16")
+    nothing = families.claimed(Claim("", "nvidia-*"), every)
+    assert (nothing.platforms, nothing.format, nothing.hardware) == ((), None, True)
+    with pytest.raises(DataError, match=r"known, such as torch-bf16, torch-fp32, but got 'torch'"):
+        families.claimed(Claim("torch"), every)
+
+
+def test_factors_are_what_all_that_is_claimed_and_all_that_was_found_differ_in():
+    families, every = told([0], [1], [2])
+    claimed = families.claimed(Claim("torch-bf16", "amd-zen3"), every)
+    assert families.factors(claimed, ["amd-zen4/torch-bf16"], every) == {"hardware": ["amd-zen3", "amd-zen4"]}
+    assert families.factors(claimed, ["amd-zen3/torch-fp32"], every) == {"dtype": ["bf16", "fp32"]}
+    either = families.claimed(Claim("torch-bf16"), every)
+    assert families.factors(either, ["amd-zen4/torch-bf16"], every) == {}
+    assert families.factors(either, ["amd-zen3/torch-fp32"], every) == {"dtype": ["bf16", "fp32"]}
+    assert families.factors(claimed, [], every) == {}
+
+
 # ---------------------------------------------------------------- verdicts, on signatures of a tiny model
 
 
@@ -87,7 +147,8 @@ def answered(adapter, platform):
     adapter.book = type(adapter.book).of(platform.options["plan"])
     ids, values = top_k(adapter.logprobs(contexts(*[12] * PROBES), 1), TOP_K)
     ids, values = ids.reshape(PROBES, TOP_K), values.reshape(PROBES, TOP_K)
-    header = Header(platform, "tiny", "weights", "text", "probes", Nuisance("b1"), positions=1, top_k=TOP_K)
+    header = Header(platform, "tiny", "weights", "text", "probes", Nuisance("b1"), positions=1, top_k=TOP_K,
+                    batch_classes=BatchClasses({"b1": "1-64"}))  # fmt: skip
     at = np.arange(PROBES, dtype=np.int32)
     return Signature(header, at, np.zeros_like(at), np.full_like(at, 12), ids[:, 0].copy(), ids, values)
 
@@ -96,8 +157,7 @@ def answered(adapter, platform):
 def detector(adapter, folder):
     """A detector that was trained on other platforms and other models; virtual GPUs join by their signatures."""
     trained = synthetic.trained(synthetic.world())
-    once = [answered(adapter, p) for p in LIBRARY]  # emulated bits do not depend on the batch
-    found = [replace(x, header=replace(x.header, nuisance=Nuisance(s))) for x in once for s in ("b1", "b4", "b7")]
+    found = [answered(adapter, p) for p in LIBRARY]
     exact = reference_logprobs(zoo.resolve(str(folder)), contexts(*[12] * PROBES), 1)[:, 0]
     data = align("tiny", found, {"text": exact}, stored=TOP_K)
     return replace(trained, libraries={"tiny": Library.measured(data, 1, 20)})
@@ -114,37 +174,40 @@ def test_the_family_is_named_with_its_plan(detector, adapter, gpu, family, plan)
     found = judged(detector, adapter, virtual(gpu, "tf32", plan))
     assert (found.answer, found.plan, found.outcome) == (family, plan, "identified")
     assert found.set_at == [family] and set(found.posterior) == {NVIDIA_8, NVIDIA_9, UNKNOWN}
-    assert set(found.members) == {p.id for p in LIBRARY if family_name(p) == family}
-    assert (
-        found.nearest
-        == detector.library("tiny").classes.members_of(f"vgpu-{'h100' if gpu == 'B200' else 'a100'}-tf32-{plan}")[0]
-    )
+    placed = detector.library("tiny").data.platforms
+    assert set(found.members) == {p.id for p in placed if family_name(p) == family}
+    like = "h100" if gpu == "B200" else "a100"
+    nearest = detector.library("tiny").classes.members_of(f"virtual-{like}/vgpu-{like}-tf32-{plan}")[0]
+    assert (found.nearest, found.batch_class) == (nearest, "b1 (1-64)")
 
 
 def test_a_claim_holds_whatever_the_plan_and_falls_for_another_arithmetic(detector, adapter):
     seen = virtual("A100", "tf32", "k4")
-    for claim in ("vgpu-a100-tf32-k1", "vgpu-l40s-tf32-k4"):
-        assert judged(detector, adapter, seen, claim=claim).outcome == "consistent"
-    assert judged(detector, adapter, seen, claim="vgpu-h100-tf32-k4").outcome == "contradicted"
-    with pytest.raises(DataError, match="claim must be among"):
-        judged(detector, adapter, seen, claim="vgpu-mi300x-tf32-k4")
+    for claim in ("vgpu-a100-tf32-k1", "vgpu-l40s-tf32-k4", "virtual-l40s/vgpu-l40s-tf32-k1", NVIDIA_8):
+        assert judged(detector, adapter, seen, claim=Claim.parse(claim)).outcome == "consistent"
+    for claim in ("vgpu-h100-tf32-k4", "virtual-h100/vgpu-h100-tf32-k4", NVIDIA_9):
+        assert judged(detector, adapter, seen, claim=Claim.parse(claim)).outcome == "contradicted"
+    assert judged(detector, adapter, seen, claim=Claim("", "virtual-h100")).outcome == "contradicted"
+    with pytest.raises(DataError, match="software that is known"):
+        judged(detector, adapter, seen, claim=Claim("vgpu-mi300x"))
 
 
 @pytest.mark.parametrize("plan", ["i4", "ch2", "k8t"])
 @pytest.mark.parametrize("gpu", ["A100", "H100"])
 def test_a_true_claim_never_falls_for_a_plan_that_no_candidate_has(detector, adapter, gpu, plan):
-    found = judged(detector, adapter, virtual(gpu, "tf32", plan), claim=f"vgpu-{gpu.lower()}-tf32-k1")
+    found = judged(detector, adapter, virtual(gpu, "tf32", plan), claim=Claim(f"vgpu-{gpu.lower()}-tf32-k1"))
     assert found.outcome != "contradicted"
     assert found.answer in {NVIDIA_8 if gpu == "A100" else NVIDIA_9, UNKNOWN}
 
 
 def test_a_virtual_claim_falls_to_a_known_class_alone(detector, adapter):
-    known = judged(detector, adapter, virtual("H100", "tf32", "k2"), claim="vgpu-a100-tf32-k2")
+    seen, claim = virtual("H100", "tf32", "k2"), Claim("vgpu-a100-tf32-k2")
+    known = judged(detector, adapter, seen, claim=claim)
     assert known.outcome == "contradicted" and known.answer == NVIDIA_9
+    data = detector.library("tiny").data
+    rest = data.only([i for i, p in enumerate(data.platforms) if p.options["plan"] != "k2"])
+    unknown = detector.with_library(Library.measured(rest, 1, 20))
+    assert judged(unknown, adapter, seen, claim=claim).outcome == "inconclusive", "nobody that is known answers so"
     families = detector.told("tiny")
-    far = decide(np.full(families.count, -50.0), families, detector.calibration, probes=8, top_k=20, model="tiny",
-                 claim="vgpu-a100-tf32-k2")  # fmt: skip
-    assert (far.answer, far.outcome) == (UNKNOWN, "inconclusive")
-    closed = replace(families, open_ended=(False,) * families.count)
-    assert decide(np.full(families.count, -50.0), closed, detector.calibration, probes=8, top_k=20, model="tiny",
-                  claim="vgpu-a100-tf32-k2").outcome == "contradicted"  # fmt: skip
+    far = decide(np.full(families.count, -50.0), families, detector.calibration, probes=8, top_k=20, model="tiny")
+    assert (far.answer, far.outcome) == (UNKNOWN, UNKNOWN)
