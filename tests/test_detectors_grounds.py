@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 import synthetic
-from hspi.detectors.grounds import FITS, MISSING, NEAR, Grounds, against_format
+from hspi.detectors.grounds import FITS, MISSING, NEAR, SCALE, STRAYS, Grounds, against_format
 from hspi.detectors.number_format import Formats
 from hspi.evidence.replay import PAIR_FEATURES
 from hspi.platforms.catalogue import get
@@ -81,16 +81,16 @@ def test_a_claim_s_own_class_and_what_nobody_tells_from_it_is_no_rival() -> None
 @pytest.mark.parametrize("hardware", [False, True])
 def test_nobody_is_a_rival_of_a_claim_that_no_candidate_meets(hardware: bool) -> None:
     assert rivals(GROUNDS, [], hardware) == set()
-    assert GROUNDS.against([], hardware, np.ones(N, bool)) == ""
+    assert GROUNDS.against([], hardware, np.ones(N, bool), pairs(0.0, scale=9.0)) == ""
     assert not GROUNDS.decides([], hardware, np.ones(N, bool))
 
 
 # ---------------------------------------------------------------- what fits
 
 
-def pairs(near: float, missing: float = 0.0) -> npt.NDArray[np.float32]:
+def pairs(near: float, missing: float = 0.0, scale: float = 0.0) -> npt.NDArray[np.float32]:
     out = np.zeros((N, len(PAIR_FEATURES)), np.float32)
-    out[:, NEAR], out[:, MISSING] = near, missing
+    out[:, NEAR], out[:, MISSING], out[:, SCALE] = near, missing, scale
     return out
 
 
@@ -108,10 +108,10 @@ def test_values_are_the_same_only_where_hardly_any_is_missing() -> None:
 
 
 def test_the_ground_names_whose_answers_they_are() -> None:
-    assert GROUNDS.against([CLAIMED], False, fits(CLAIMED)) == ""
-    assert GROUNDS.against([CLAIMED], False, fits(ELSEWHERE, CAPPED, RESTLESS_ENGINE)) == ""
-    assert GROUNDS.against([CLAIMED], True, fits(ELSEWHERE)) == "the answers are those of amd-zen4/torch-bf16"
-    assert GROUNDS.against([CLAIMED], False, fits(ENGINE)) == "the answers are those of amd-zen3/openvino-bf16"
+    assert GROUNDS.against([CLAIMED], False, fits(CLAIMED), None) == ""
+    assert GROUNDS.against([CLAIMED], False, fits(ELSEWHERE, CAPPED, RESTLESS_ENGINE), None) == ""
+    assert GROUNDS.against([CLAIMED], True, fits(ELSEWHERE), None) == "the answers are those of amd-zen4/torch-bf16"
+    assert GROUNDS.against([CLAIMED], False, fits(ENGINE), None) == "the answers are those of amd-zen3/openvino-bf16"
 
 
 def test_values_of_a_steady_rival_that_nobody_claimed_gave_decide() -> None:
@@ -121,6 +121,32 @@ def test_values_of_a_steady_rival_that_nobody_claimed_gave_decide() -> None:
     assert not GROUNDS.decides([CLAIMED], False, fits(ELSEWHERE)) and GROUNDS.decides([CLAIMED], True, fits(ELSEWHERE))
     many = np.stack([fits(KERNEL), fits(CLAIMED), fits()])
     assert GROUNDS.decides([CLAIMED], False, many).tolist() == [True, False, False]
+
+
+# ---------------------------------------------------------------- residuals that are far larger
+
+
+@pytest.mark.parametrize("scale", [STRAYS - 0.1, STRAYS + 0.1, np.nan])
+@pytest.mark.parametrize("hardware", [False, True])
+def test_residuals_far_larger_than_the_claim_s_speak_against_it_where_it_names_hardware(
+    hardware: bool, scale: float
+) -> None:
+    """Of other hardware nothing is known: the same software may compute in a coarser format there."""
+    expected = hardware and scale > STRAYS
+    seen = pairs(0.0, scale=scale)
+    assert GROUNDS.strays([CLAIMED], hardware, seen) == expected
+    why = GROUNDS.against([CLAIMED], hardware, fits(), seen)
+    assert why == ("its residuals are far larger: other weights answer, or a much coarser computation" * expected)
+    assert GROUNDS.against([CLAIMED], hardware, fits(), None) == "", "a level that sees no residuals says nothing"
+
+
+def test_residuals_are_held_against_every_platform_that_the_claim_may_mean() -> None:
+    seen = pairs(0.0, scale=5.0)
+    seen[CAPPED, SCALE] = 0.5
+    assert GROUNDS.strays([CLAIMED], True, seen) and not GROUNDS.strays([CLAIMED, CAPPED], True, seen)
+    many = np.stack([seen, pairs(0.0)])
+    assert GROUNDS.strays([CLAIMED], True, many).tolist() == [True, False]
+    assert GROUNDS.strays([CLAIMED], False, many).tolist() == [False, False]
 
 
 # ---------------------------------------------------------------- the number format

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import synthetic
 from hspi.errors import DataError
@@ -142,6 +145,12 @@ def test_steady_platforms_repeat_and_unsteady_ones_only_where_they_are_asked_alo
     ]
 
 
+def test_an_unsteady_platform_repeats_itself_where_it_answered_alike_in_several_companies() -> None:
+    data = aligned_of(answered("q", "1 4 7 16", "abbc", unsteady(0.4)))
+    assert data.settings == [{"b1": "1", "b4": "4 7", "b16": "16"}] and not data.steady[0]
+    assert [data.repeats(0, s) for s in range(3)] == [True, True, False]
+
+
 def test_the_axis_of_settings_is_each_platform_s_own() -> None:
     data = aligned_of(answered("p", "1 3", "ab", AMX), answered("q", "4", "c"), answered("r", "1 4 7", "abc"))
     assert data.logprobs.shape[:2] == (3, 3)
@@ -214,24 +223,37 @@ def test_a_saved_file_gives_the_same_bits_and_a_torn_one_an_error(aligned: Align
 
 
 def test_a_file_from_before_batch_classes_is_read(aligned: Aligned, tmp_path: Path) -> None:
-    """Its settings were one list for all platforms."""
-    import json
-
-    from safetensors import safe_open
-    from safetensors.numpy import save_file
-
+    """Its settings were one list for all platforms, and it held a place for each of every one."""
     path = tmp_path / "old.safetensors"
     aligned.save(path)
     with safe_open(path, framework="numpy") as f:
         names = json.loads(f.metadata()["hspi"])
-        arrays = {n: f.get_tensor(n) for n in f.keys()}  # noqa: SIM118
+        arrays = {n: f.get_tensor(n) for n in ("slots", "reference", "lse", "predicted")}
     for name in ("settings", "steady", "complete"):
         del names[name]
+    arrays |= {n: np.ascontiguousarray(getattr(aligned, n)) for n in ("logprobs", "rank", "raw")}
     save_file(arrays, path, metadata={"hspi": json.dumps({**names, "nuisances": ["b1", "b4", "b7", "b16"]})})
     again = Aligned.load(path)
     assert [list(s) for s in again.settings] == [["b1", "b4", "b7", "b16"]] * 2
     assert again.steady == again.complete == [False, False] and not again.repeats(1, 0)
     assert again.logprobs.tobytes() == aligned.logprobs.tobytes()
+
+
+def test_a_saved_file_has_no_empty_places(tmp_path: Path) -> None:
+    """Most platforms have one batch class, and one may have eight."""
+    many, few = (
+        answered("p", "1 4 7", "abc"),
+        [answered(f"q{i}", "1", "a", BatchClasses({"b1": "1-64"})) for i in range(5)],
+    )
+    data = aligned_of(many, *few)
+    data.save(tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", framework="numpy") as f:
+        assert f.get_tensor("logprobs").shape == (8, *data.logprobs.shape[2:])
+    again = Aligned.load(tmp_path / "x.safetensors")
+    for name in ("logprobs", "rank", "raw"):
+        assert getattr(again, name).tobytes() == getattr(data, name).tobytes()
+    data.only([]).save(tmp_path / "none.safetensors")
+    assert Aligned.load(tmp_path / "none.safetensors").rows == []
 
 
 def test_some_probes_alone_are_those_probes(aligned: Aligned) -> None:
