@@ -7,14 +7,22 @@ again. Others answer otherwise in every batch. No engine, no weights: a whole au
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 
+from hspi.audits.answers import Answer
+from hspi.audits.discovery import Capabilities, Form
+from hspi.audits.gathering import gather
+from hspi.audits.levels.level import Offer
+from hspi.audits.levels.replay import Replay, ReplayScorer
 from hspi.audits.material import CHAT, Material, Probe, Settings
 from hspi.audits.run import Request
+from hspi.client import Question, Reply
 from hspi.detectors.detector import Detector
 from hspi.detectors.estimators import Boosted
 from hspi.detectors.number_format import NumberFormat, SampleBench
@@ -28,6 +36,7 @@ from hspi.signatures.batch_classes import BatchClasses, unsteady
 from hspi.signatures.schema import Header, Signature
 from hspi.signatures.top_k import top_k
 from hspi.splits import split_probes
+from hspi.verdict import Verdict
 
 VOCABULARY, LENGTH, SIZE, TOP, SEED = 500, 6, 160, 64, 1
 TEMPLATE = 9  # tokens that a chat template puts around a prompt
@@ -135,7 +144,8 @@ def uncollected(formula: Formula, unrest: float) -> Formula:
 def signature(formula: Formula, batch: int) -> Signature:
     """One of its batch classes, in their order."""
     ids, values = top_k(answers(formula, batch), TOP)
-    facts = {"cpu_vendor": "AuthenticAMD", "cpu_family_model_stepping": CPUS[formula.machine]} if formula.machine else {}
+    numbers = CPUS.get(formula.machine)
+    facts = {"cpu_vendor": "AuthenticAMD", "cpu_family_model_stepping": numbers} if numbers else {}
     header = Header(
         formula.platform, "toy", "0" * 64, "tokens", "p" * 64, formula.classes.settings()[batch], 1, TOP,
         facts=facts, batch_classes=formula.classes,
@@ -226,6 +236,27 @@ def material(
     at_hand = among or detector()
     at_hand = at_hand if signatures else at_hand.without_libraries()
     return Material(settings, at_hand, probes, first, vocabulary, {"version_hspi": "test"}, weights=weights)
+
+
+@cache
+def scorer(of: Callable[[], Detector]) -> ReplayScorer:
+    return ReplayScorer(of(), "toy", 20, SEED)
+
+
+def verdict_on(formula: Formula, claim: str | None, batch: int = 17, **more: Any) -> Verdict:
+    """What an audit says of a platform's answers, without a server: at the replay level. more: as `material`."""
+    made = material("http://h", claim, **more)
+    level = Replay(Offer(Capabilities(Form("completions", True, True, 20), top_k=20), made), "")
+    level.scorer = scorer(fleet if made.detector is fleet() else detector)
+    rows, plan = answers(formula, batch), level.plan()
+
+    async def ask(question: Question, check: object) -> Reply:
+        at = int(question.name.rpartition("-")[2])
+        ids, values = top_k(rows[at : at + 1], 20)
+        return Reply(question.name, "", {"answer": Answer(ids[0], values[0], int(ids[0, 0]), 0, LENGTH, 1)})
+
+    found = asyncio.run(gather(level, plan, lambda data: data["answer"], ask))
+    return level.conclude(plan, found)
 
 
 class Supply:
