@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from email.utils import formatdate
 from time import time
 from typing import Any
@@ -31,7 +31,7 @@ MOMENTARY = (  # go away when the question is asked again
 LASTING = (  # hold for the whole audit
     "always-500", "always-nan", "rounded-2", "rounded-4", "foreign-tokens", "no-logprobs-ever", "switch", "mixture",
     "only-5", "only-1", "unsorted", "html-text", "chat-only", "chat-template", "text-prompts", "wrong-model",
-    "floored-2", "truncated-3", "text-chat", "draws",
+    "floored-2", "truncated-3", "text-chat", "draws", "batches", "unseen-class",
 )  # fmt: skip
 NO_ANSWER = ("refused", "not-json", "not-object", "empty", "two-choices")
 NO_NUMBERS = ("no-logprobs", "nan", "infinite", "string", "missing", "positive", "fewer", "too-much-probability")
@@ -45,12 +45,13 @@ class Misbehaving:
     of the probes; `lasting` holds always.
     """
 
-    platform: str = "bf16"
+    platform: str = "bf16"  # software of the small world, or a full id of `audit_world.EVERYONE`
     faults: tuple[str, ...] = ()
     rate: float = 0.3
     seed: int = 0
     lasting: str = ""
-    setting: int = 17  # a nuisance that no signature has
+    setting: int = 17  # a batch: of an unsteady platform one that no signature has, of a steady one of its second class
+    unrest: float = 0.45  # of an unseen batch class: how far it moves the platform, as a share of its residual
     delay: float = 0.0
     switch_at: int = 12
     other: str = "fp32"
@@ -199,17 +200,19 @@ class Misbehaving:
         return 200, {"id": "x", "choices": [choice] * (2 if fault == "two-choices" else 1), "usage": usage}
 
     def pairs(self, at: int, k: int) -> list[tuple[int, Any]]:
-        formula = world.FORMULAS[self.platform]
+        formula, setting = served(self.platform), self.setting
         turn = self.probes.setdefault(str(at), len(self.probes))
         if self.lasting == "switch" and turn >= self.switch_at:
-            formula = world.FORMULAS[self.other]
+            formula = served(self.other)
         if self.lasting == "mixture" and at % 2:  # whichever comes first
-            formula = world.FORMULAS[self.other]
-        if self.lasting == "unseen-setting":
-            formula = replace(formula, unrest=0.45)
+            formula = served(self.other)
+        if self.lasting == "unseen-class":
+            formula = world.uncollected(formula, self.unrest)
+        if self.lasting == "batches":  # they grow and shrink with whoever else asks
+            setting = random.Random(f"{self.seed} {at}").randrange(100)
         if self.lasting == "wrong-model":
             formula = world.Formula("finetuned", 77, 0.5, "bf16")
-        rows = rows_of(formula, self.setting)
+        rows = rows_of(formula, setting)
         ids, values = top_k(rows[at : at + 1], max(k, 1))
         found: list[tuple[int, Any]] = [(int(i), float(v)) for i, v in zip(ids[0], values[0], strict=True)]
         how, _, digits = self.lasting.rpartition("-")
@@ -242,6 +245,10 @@ def prompt_of(body: dict[str, Any]) -> list[int]:
     """The ids that a question is about, however it is put."""
     prompt = body["messages"][0]["content"] if "messages" in body else body["prompt"]
     return [int(t) for t in prompt.strip("<>").split("><")] if isinstance(prompt, str) else list(prompt)
+
+
+def served(platform: str) -> world.Formula:
+    return world.EVERYONE[platform if "/" in platform else f"cpu/{platform}"]
 
 
 _rows: dict[tuple[world.Formula, int], Any] = {}

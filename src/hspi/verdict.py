@@ -71,10 +71,10 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def agrees_with(self, sealed: dict[str, Any]) -> bool:
-        """Whether it says all that a verdict did that was written down, by this version or by one before."""
+    def differs(self, sealed: dict[str, Any]) -> list[str]:
+        """The fields in which it says other than a verdict that was written down, by this version or by one before."""
         said = self.to_dict()
-        return all(said.get(name) == value for name, value in sealed.items() if name not in RETIRED)
+        return [name for name, value in sealed.items() if name not in RETIRED and said.get(name) != value]
 
     def lines(self) -> list[str]:
         """For people."""

@@ -96,7 +96,8 @@ class _Judge:
         may_be = claimed.classes if claimed else ()
         parted = len(left) <= 1 or set(left) <= set(may_be)
         self._parted_at = (self._parted_at or len(f.processes)) if parted else None
-        return rules.enough(f, may_be, settings.alpha, self._parted_at)
+        enough = rules.enough(f, may_be, settings.alpha, self._parted_at)
+        return enough and not (claimed and rules.format_is_to_tell(self.scorer, f, claimed, left))
 
 
 async def in_order(jobs: Sequence[Callable[[], Awaitable[T]]], window: int, see: Callable[[int, T], bool]) -> list[T]:

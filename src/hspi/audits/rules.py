@@ -14,6 +14,7 @@ from hspi.audits.levels.scorer import FITS, Scorer
 from hspi.audits.material import Material, Probe
 from hspi.audits.plan import Plan
 from hspi.detectors.detector import NO_GROUND
+from hspi.detectors.grounds import not_tested
 from hspi.detectors.virtual_families import Claimed
 from hspi.evidence.observation import Observation
 from hspi.verdict import UNKNOWN, Verdict
@@ -83,6 +84,17 @@ def enough(found: Findings, claimed: Sequence[int], alpha: float, parted_at: int
         if crossed is not None and t >= crossed + AFTER_CONTRADICTION:
             return True
     return parted_at is not None and (bool(found.excluded(alpha).all()) or t >= max(AT_LEAST, 2 * parted_at))
+
+
+def format_is_to_tell(scorer: Scorer, found: Findings, claimed: Claimed, left: Sequence[int]) -> bool:
+    """Whether a claim that does not stand lacks but the answers that tell a coarser number format from its own.
+
+    left: the classes that are not excluded.
+    """
+    few = len(found.seen) < scorer.tells_format_from
+    if not few or claimed.format is None or set(claimed.classes) & set(left):
+        return False
+    return not scorer.against(found.together(), claimed, found.processes[-1])
 
 
 def conclude(material: Material, plan: Plan, scorer: Scorer, found: Findings) -> Verdict:
@@ -190,7 +202,7 @@ def _of_claim(
         if ground:
             return "contradicted", f"{excluded}: {ground}" if claimed.classes else ground, answer
         if not claimed.classes:
-            return "inconclusive", f"no candidate is {claim}, so the claim itself was not tested", answer
+            return "inconclusive", not_tested(str(claim), claimed.format, scorer.told_format(seen)), answer
         return "inconclusive", f"{excluded}, {NO_GROUND}", UNKNOWN
     if len(standing) < len(left):
         return _not_told_apart(scorer, left, judged)

@@ -212,15 +212,21 @@ def start(
 def rescore(folder: Path, say: Say = silent) -> Audit:
     """Score a sealed folder again, offline: neither endpoint, weights nor registry are needed.
 
-    Raises DataError if the folder is no sealed audit, a byte changed, or the verdict would be another.
+    Raises DataError if the folder is no sealed audit, a byte changed, or the verdict would be another: the line names
+    both, and where only the evidence differs, in what.
     """
     check_seal(folder)
-    found = asyncio.run(_conduct(load(folder), None, folder, say))
-    sealed, verdict = read_json(folder / "verdict.json"), found.verdict
-    if verdict is None or not verdict.agrees_with(sealed):
-        now = "nothing" if verdict is None else f"{verdict.outcome} ({verdict.answer})"
-        was = f"{sealed.get('outcome')} ({sealed.get('answer')})"
-        raise DataError(f"{folder} must score to its verdict again, {was}, but with these versions it scores {now}")
+    material, sealed = load(folder), read_json(folder / "verdict.json")
+    must = f"{folder} must score to its verdict again, {sealed.get('outcome')} ({sealed.get('answer')}), but "
+    try:
+        found = asyncio.run(_conduct(material, None, folder, say))
+    except DataError as error:
+        raise DataError(f"{must}with these versions it scores to none: {error}") from error
+    verdict = found.verdict
+    assert verdict is not None, "not a dry run"
+    if differs := verdict.differs(sealed):
+        now = f"{verdict.outcome} ({verdict.answer})"
+        raise DataError(f"{must}with these versions it scores {now}, with another {', '.join(differs)}")
     return found
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from hspi.detectors.calibration import AGREES, Calibration, Floats
 from hspi.detectors.estimators import Boosted
-from hspi.detectors.grounds import Grounds, against_format
+from hspi.detectors.grounds import Grounds, against_format, not_tested
 from hspi.detectors.number_format import BLOCKS, Formats, NumberFormat
 from hspi.detectors.training import OWN_SAMPLES
 from hspi.detectors.verifier import (
@@ -115,7 +115,7 @@ class Detector:
         ground = self.against(seen, claimed, beside) if excluded or p is None else ""
         outcome, why = "inconclusive", ""
         if p is None and not ground:
-            why = f"no candidate is {claim}, so the claim itself was not tested"
+            why = not_tested(str(claim), claimed.format, self.told_format(seen))
         elif ground:
             outcome, why = "contradicted", f"{claim} is excluded: {ground}" if p is not None else ground
         elif excluded:
@@ -243,7 +243,8 @@ class Detector:
 LIBRARIES = "library"  # the folder of their arrays
 FEWEST = 8 * BLOCKS  # answers that a number format is told from
 NO_GROUND = (
-    "but nothing else fits either: another batch class of it may answer so, or a platform that is not known here"
+    "but nothing else fits either: another batch class or kernel plan of it may answer so, a platform that is not "
+    "known here, or other weights"
 )
 
 

@@ -115,6 +115,12 @@ class Grounds:
         return ""
 
 
+def not_tested(claim: str, claimed: str | None, told: Formats | None) -> str:
+    """What is said where no candidate is what is claimed, and its number format, if any, does not fall."""
+    said = f"no candidate is {claim}, so the claim itself was not tested"
+    return f"{said}; its number format, {claimed}, was, and is not contradicted" if claimed and told else said
+
+
 def against_format(told: Formats | None, claimed: str | None) -> str:
     """What the residuals say against a claimed number format, or nothing."""
     if told is None or claimed is None or not told.excludes(claimed):

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.detectors.estimators import Boosted
+from hspi.errors import DataError
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.cores import on_all_cores
 from hspi.evidence.equivalence import Classes
@@ -248,8 +249,14 @@ def training_rows(
 def log_odds(verifier: Boosted, rows: F32) -> F32:
     """Natural log-odds that observation and candidate are one platform: (n, len(VERIFIER_FEATURES)) → (n,).
 
-    Trees saturate: of candidates that they call alike the nearer one is the likelier.
+    Trees saturate: of candidates that they call alike the nearer one is the likelier. Raises DataError for trees of
+    another version of hspi, which read other features.
     """
+    if verifier.n_features_in_ != rows.shape[1]:
+        raise DataError(
+            f"a detector's trees must read {rows.shape[1]} features, as this version of hspi makes them, but these "
+            f"read {verifier.n_features_in_}: `hspi train` makes others"
+        )
     return np.asarray(verifier.margin(rows) - TIE * np.nan_to_num(rows[:, 0], nan=0.0), np.float32)
 
 

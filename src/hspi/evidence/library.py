@@ -79,9 +79,9 @@ class Library:
         return replace(self, data=self.data.on_probes(pool))
 
     def lean(self) -> Library:
-        """With that alone from which scores are made: of `raw` enough to say which settings were collected."""
+        """With that alone from which verdicts are made: of `raw` enough to say which settings were collected."""
         first = np.ascontiguousarray(self.data.raw[..., :1])
-        return replace(self, data=replace(self.data, raw=first, predicted=None))  # type: ignore[arg-type]
+        return replace(self, data=replace(self.data, raw=first))
 
     def save(self, folder: Path) -> Path:
         """Its arrays as FOLDER/<model>.safetensors; `save_classes` writes what all libraries' classes are."""

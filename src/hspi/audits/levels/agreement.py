@@ -38,7 +38,7 @@ class Rounded(Sequential):
     kind: ClassVar[str] = "rounded"
     limits: ClassVar[str] = (
         "As replay, less what rounding takes away: platforms that differ by less than the last decimal stay together. "
-        "A claim falls only where another candidate's answers fit."
+        "A claim falls only where another candidate's answers fit, of other software unless hardware is claimed."
     )
 
     @classmethod

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from hspi.audits.levels.level import Offer, Sequential
 from hspi.audits.levels.scorer import VIEWS, Bools, Scorer
-from hspi.detectors.detector import Detector
+from hspi.detectors.detector import FEWEST, Detector
 from hspi.detectors.number_format import Formats
 from hspi.detectors.verifier import log_odds, own_distances, verifier_rows
 from hspi.detectors.virtual_families import Claimed
@@ -36,8 +36,9 @@ class Replay(Sequential):
     kind: ClassVar[str] = "replay"
     limits: ClassVar[str] = (
         "Every class whose signatures are among the candidates. A claim is excluded wrongly with probability alpha at "
-        "most, whenever the audit stops, if the endpoint's batches are of classes that were collected; it is "
-        "contradicted only where the answers are those of another platform, or of a coarser number format."
+        "most, whenever the audit stops, if the endpoint's batches are of classes that were collected. Excluded, it is "
+        "contradicted where the answers are those of another platform or of a coarser number format or, where it names "
+        "its hardware, far less exact than its own; otherwise the audit ends inconclusive."
     )
 
     @classmethod
@@ -68,6 +69,8 @@ Placed = tuple[F32, npt.NDArray[np.uint8]]  # log-probabilities and ranks in the
 
 class ReplayScorer(Scorer):
     """cache: a folder where candidates' scores on themselves are kept, or None to make them each time."""
+
+    tells_format_from: ClassVar[int] = FEWEST
 
     def __init__(
         self, detector: Detector, model: str, k: int, seed: int, cache: Path | None = None, usable: Bools | None = None

@@ -45,7 +45,8 @@ class Scorer(ABC):
     """
 
     bets: ClassVar[type[Martingales]] = Martingales
-    calibrated: ClassVar[bool] = True  # whether a detector knows when nobody fits: a claim may then fall all the same
+    calibrated: ClassVar[bool] = True  # whether a detector knows when nobody fits
+    tells_format_from: ClassVar[int] = 0  # answers whose residuals tell the number format; 0 where none are seen
 
     def __init__(self, detector: Detector, model: str, k: int, seed: int, usable: Bools | None = None) -> None:
         self.detector, self.model, self.k = detector, model, k
