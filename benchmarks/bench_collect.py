@@ -21,7 +21,7 @@ from hspi.signatures.schema import Header
 
 
 def forward_only(adapter: Adapter, probe_set: ProbeSet, nuisance: Nuisance) -> None:
-    for ids in batches(probe_set.spec.size, nuisance):
+    for ids, _ in batches(probe_set.spec.size, nuisance):
         adapter.logprobs([probe_set.contexts[i] for i in ids], probe_set.spec.positions)
 
 

@@ -16,7 +16,7 @@ from timing import Row, parser, show, timed
 
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.distribution import hspi_ld
-from hspi.evidence.replay import all_pair_statistics
+from hspi.evidence.replay import pair_statistics
 from hspi.evidence.residual import statistics_of
 from hspi.platforms.record import Platform
 from hspi.reference.logits import SLOTS
@@ -34,8 +34,8 @@ def made_up(platforms: int = 20, settings: int = 4, probes: int = 288, slots: in
     records = [Platform(f"made-up-{i}", "none", "emulated") for i in range(platforms)]
     names = [("text", i) for i in range(probes)]
     place = np.broadcast_to(np.arange(slots, dtype=np.int32), (probes, slots)).copy()
-    nuisances = [f"s{i}" for i in range(settings)]
-    return Aligned("none", records, nuisances, names, place, reference, logprobs, rank, logprobs[..., :stored])
+    classes = [{f"b{i}": str(i) for i in range(1, settings + 1)}] * platforms
+    return Aligned("none", records, classes, names, place, reference, logprobs, rank, logprobs[..., :stored])
 
 
 def plain(values: np.ndarray, origin: np.ndarray) -> np.ndarray:
@@ -54,11 +54,12 @@ def split_and_scale(values: np.ndarray) -> np.ndarray:
 def measure(args: Namespace, data: Aligned, k: int) -> list[Row]:
     c, s, p, slots = data.logprobs.shape
     whole = data.logprobs.reshape(c * s, p, slots)
+    ranks = data.rank.reshape(c * s, p, slots)
     gathered = np.ascontiguousarray(whole[..., :k])
     reference = np.ascontiguousarray(data.reference[:, :k])
     work = {
         "residual": lambda: statistics_of(data, k),
-        "pairs": lambda: all_pair_statistics(data, [(0, 0)], k),
+        "pairs": lambda: pair_statistics(whole[0], ranks[0], whole, ranks, data.reference, k),
         "plain": lambda: plain(whole, data.reference),
         "gathered": lambda: plain(gathered, reference),
         "paper": lambda: split_and_scale(gathered.reshape(c * s * p, k)),

@@ -1,6 +1,7 @@
 """What the levels below exact replay can tell, and how often they accuse wrongly, on the pipeline's own signatures.
 
-`text` and `rounded`: the library without one setting, which then answers the test probes in two orders; α = 0.01.
+`text` and `rounded`: the library without one batch class of each platform that has several, which then answers the test
+probes in two orders; α = 0.01. An exclusion alone accuses nobody: something else must fit (`detectors/grounds.py`).
 `residual`: the number format by a classifier trained without the audited model (and, with --platforms, without the
 audited platform), 64 probes, three draws of each setting.
 
@@ -24,6 +25,7 @@ from hspi.detectors.calibration import Calibration
 from hspi.detectors.detector import Detector
 from hspi.detectors.estimators import Boosted
 from hspi.detectors.number_format import BITS, BLOCKS, Formats, NumberFormat, SampleBench, format_of
+from hspi.evidence.aligned import ABSENT
 from hspi.evidence.explained import explained_statistics
 from hspi.evidence.library import Library, features
 
@@ -41,11 +43,13 @@ def scorers(detector: Detector, model: str, seed: int) -> Iterator[tuple[str, Ag
 
 
 def sequential(library: Library, seed: int, held: int, counts: dict[str, Counter[str]]) -> None:
-    """Adds to `counts`, by level: audits, alarms, and pairs of (served, claimed) class that came apart."""
+    """Adds to `counts`, by level: audits, exclusions of the truth, and (served, claimed) classes that came apart."""
     data, classes = library.data, library.classes
-    kept = [s for s in range(len(data.nuisances)) if s != held]
-    arrays: dict[str, Any] = {n: getattr(data, n)[:, kept] for n in ("logprobs", "rank", "raw")}
-    part = replace(data, nuisances=[data.nuisances[s] for s in kept], **arrays)
+    several = data.present.sum(axis=1) > 1
+    arrays: dict[str, Any] = {n: getattr(data, n).copy() for n in ("logprobs", "rank", "raw")}
+    for array, empty in zip(arrays.values(), (np.nan, ABSENT, np.nan), strict=True):
+        array[several, held] = empty
+    part = replace(data, complete=[False] * len(data.platforms), **arrays)
     trees = Boosted()
     bare = Detector(trees, NumberFormat(trees), Calibration())
     detectors = [bare.with_library(replace(library, data=d)) for d in (data, part)]
@@ -57,7 +61,7 @@ def sequential(library: Library, seed: int, held: int, counts: dict[str, Counter
             for at in (rng.permutation(pool) for _ in range(ORDERS)):
                 highest = scorer.processes(scorer.views(full.own(int(i), held, at), at)).max(axis=1)
                 out = highest >= -np.log(ALPHA)
-                counts[name].update(audits=1, alarms=int(out[label[i]]))
+                counts[name].update(audits=1, excluded=int(out[label[i]]))
                 for c in set(range(classes.count)) - {int(label[i])}:
                     alike = family[i] in {family[j] for j in np.flatnonzero(label == c)}
                     kind = "same format" if alike else "other format"
@@ -97,7 +101,7 @@ def fitted(benches: list[SampleBench], without: str | None) -> NumberFormat:
     xs, ys = [], []
     for i, b in enumerate(benches):
         names = [f"{f} {p}" for f, p in zip(b.formats, b.data.platform_ids(), strict=True)]
-        x, y, _ = b.training("residual", names, list(range(len(b.data.nuisances))), i)
+        x, y, _ = b.training("residual", names, b.settings, i)
         keep = np.asarray([without is None or name.split()[1] != without for name in y])
         xs.append(x[keep])
         ys.append([name.split()[0] for name in y[keep]])
@@ -111,7 +115,7 @@ def main(folder: str, seed: int, platforms: bool) -> None:
         sequential(library, seed, 0, counts)
     for name, c in counts.items():
         apart = ", ".join(f"{k} {c[f'{k} apart'] / max(c[k], 1):.3f}" for k in ("other format", "same format"))
-        print(f"{name:14} {c['alarms']} false alarms in {c['audits']} audits; classes told apart: {apart}")
+        print(f"{name:14} truth excluded {c['excluded']} times in {c['audits']} audits; classes told apart: {apart}")
     benches = [SampleBench(library, seed) for library in loaded]
     for drop in [False, True] if platforms else [False]:
         c, excluded = residual(benches, drop)

@@ -35,7 +35,7 @@ PROBES, SETTINGS, K = 288, 4, 20
 
 
 def library(candidates: int, rng: np.random.Generator) -> Library:
-    """Platforms whose log-probabilities are a reference and noise, all in its order."""
+    """Platforms whose log-probabilities are a reference and noise, all in its order; each fourth is unsteady."""
     reference = -np.sort(rng.exponential(3, (PROBES, SLOTS)), axis=1) - 1
     noise = rng.normal(0, 1e-3, (candidates, 1, PROBES, SLOTS)) + rng.normal(0, 1e-4, (1, SETTINGS, PROBES, SLOTS))
     logprobs = (reference + noise).astype(np.float32)
@@ -43,10 +43,13 @@ def library(candidates: int, rng: np.random.Generator) -> Library:
     platforms = [Platform(f"made-up-{i}", "none") for i in range(candidates)]
     probes = [("made-up", i) for i in range(PROBES)]
     slots = np.tile(np.arange(SLOTS, dtype=np.int32), (PROBES, 1))
-    names = [f"s{i}" for i in range(SETTINGS)]
-    data = Aligned("toy", platforms, names, probes, slots, reference, logprobs, rank, logprobs[..., :1])
+    classes = [{f"b{i}": str(i) for i in range(1, SETTINGS + 1)}] * candidates
+    steady = [i % 4 != 0 for i in range(candidates)]
+    arrays = slots, reference, logprobs, rank, logprobs[..., :1]
+    data = Aligned("toy", platforms, classes, probes, *arrays, steady=steady)
     separation = rng.uniform(0.6, 1, (candidates, candidates))
-    return Library(data, Classes("toy", data.platform_ids(), list(range(candidates)), separation, separation))
+    of_pairs = separation, separation, separation
+    return Library(data, Classes("toy", data.platform_ids(), list(range(candidates)), *of_pairs))
 
 
 def verifier(rng: np.random.Generator) -> Boosted:

@@ -17,11 +17,14 @@ from hspi.evidence.aligned import Aligned
 from hspi.evidence.equivalence import Classes
 from hspi.evidence.library import Library
 from hspi.evidence.observation import Observation
+from hspi.platforms.claim import Claim
+from hspi.platforms.hardware import hardware_of
+from hspi.platforms.record import Platform
 from hspi.platforms.virtual.catalogue import virtual
 from hspi.platforms.virtual.plans import PlanBook
 from hspi.verdict import UNKNOWN
 
-SETTINGS = ["b1", "b4", "b7"]  # an emulated product has the same bits in every batch
+CLASSES = {"b1": "1-64"}  # an emulated product has the same bits in every batch
 TOP_K = 20
 
 
@@ -63,8 +66,8 @@ def judged(world: World, truth: int, answers: Answers, detector: Detector) -> tu
     logprobs = np.take_along_axis(answers.logprobs, order, axis=1)
     seen = Observation(world.model, [("text", i) for i in range(len(ids))], ids, logprobs)
     family = family_name(list(world.classes.values())[truth])
-    claim = next(p.id for p in detector.library(world.model).data.platforms if family_name(p) == family)
-    found = detector.judge(seen, claim=claim)
+    claim = next(p.software for p in detector.library(world.model).data.platforms if family_name(p) == family)
+    found = detector.judge(seen, claim=Claim(claim))
     best = max((p, n) for n, p in found.posterior.items() if n != UNKNOWN)[1]
     answer = "right" if found.answer == family else UNKNOWN if found.answer == UNKNOWN else "wrong"
     return answer, best == family, found.outcome == "contradicted"
@@ -73,12 +76,12 @@ def judged(world: World, truth: int, answers: Answers, detector: Detector) -> tu
 def joined(world: World, trained: Detector, library: dict[tuple[int, str], Answers]) -> Detector:
     """The detector with the virtual GPUs for its library."""
     gpus = [p.device.removeprefix("virtual ") for p in world.classes.values()]
-    platforms = [virtual(gpus[c], world.dtype, n) for c, n in library]
+    platforms = [placed(virtual(gpus[c], world.dtype, n)) for c, n in library]
     logprobs, rank = (np.stack([getattr(x, name) for x in library.values()]) for name in ("logprobs", "rank"))
     raw = np.nan_to_num(np.take_along_axis(logprobs, np.argsort(rank, axis=2, kind="stable"), axis=2), nan=-99.0)
-    logprobs, rank, raw = (np.repeat(x[:, None], len(SETTINGS), axis=1) for x in (logprobs, rank, raw))
-    probes = [("text", i) for i in range(len(world.contexts))]
-    data = Aligned(world.model, platforms, SETTINGS, probes, world.slots, world.reference, logprobs, rank, raw)
+    arrays = world.slots, world.reference, logprobs[:, None], rank[:, None], raw[:, None]
+    probes, known = [("text", i) for i in range(len(world.contexts))], [True] * len(platforms)
+    data = Aligned(world.model, platforms, [CLASSES] * len(platforms), probes, *arrays, steady=known, complete=known)
     return replace(trained, libraries={world.model: Library(data, by_bits(data))})
 
 
@@ -87,7 +90,11 @@ def by_bits(data: Aligned) -> Classes:
     bits = [data.logprobs[i].tobytes() for i in range(len(data.platforms))]
     label = [list(dict.fromkeys(bits)).index(b) for b in bits]
     empty = np.full((len(bits), len(bits)), np.nan)
-    return Classes(data.model, data.platform_ids(), label, empty, empty)
+    return Classes(data.model, data.platform_ids(), label, empty, empty, empty)
+
+
+def placed(platform: Platform) -> Platform:
+    return platform.on(hardware_of(platform, {}).id)
 
 
 def without(world: World, detector: Detector, plan: str) -> Detector:

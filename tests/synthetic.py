@@ -139,7 +139,11 @@ def predicted(model: str) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def library(model: str, platforms: Sequence[str] = tuple(PATTERNS), machines: Sequence[str] = ("cpu",)) -> Library:
-    data = align(model, signatures(model, platforms, machines), reference(model), predicted=predicted(model))
+    return library_of(model, signatures(model, platforms, machines))
+
+
+def library_of(model: str, some: Sequence[Signature]) -> Library:
+    data = align(model, some, reference(model), predicted=predicted(model))
     return Library.measured(data, SEED, 20)
 
 

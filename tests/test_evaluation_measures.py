@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from hspi.evaluation.measures import auroc, macro_accuracy, pair_accuracies, reliability, wilson
+from hspi.evaluation.measures import auroc, macro_accuracy, pair_accuracies, reliability, upper_bound, wilson
 
 
 @pytest.mark.parametrize("p", [0.02, 0.5, 0.9, 0.995])
@@ -27,6 +28,21 @@ def test_wilson_s_interval_holds_its_share(n: int, k: int) -> None:
     assert 0 <= low <= min(k, n) / n + 1e-12 and min(k, n) / n - 1e-12 <= high <= 1
     assert high - low > 0
     assert wilson(0, 0) == (0.0, 1.0)
+
+
+@given(st.integers(1, 3000), st.integers(0, 3000), st.sampled_from([0.9, 0.95, 0.99]))
+def test_the_upper_bound_is_the_share_at_which_so_few_would_be_that_rare(n: int, k: int, confidence: float) -> None:
+    """Clopper and Pearson's, by its definition: P(at most k of n) is what the confidence leaves."""
+    happened = min(k, n)
+    bound = upper_bound(happened, n, confidence)
+    if happened == n:
+        assert bound == 1.0
+    else:
+        assert happened / n < bound < 1 and binom.cdf(happened, n, bound) == pytest.approx(1 - confidence, rel=1e-6)
+
+
+def test_a_thousand_audits_without_an_alarm_bound_the_rate_at_three_in_a_thousand() -> None:
+    assert upper_bound(0, 1000) == pytest.approx(0.00299, abs=1e-5)
 
 
 def test_macro_accuracy_is_scikit_learn_s_balanced_accuracy() -> None:

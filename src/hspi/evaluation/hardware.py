@@ -55,13 +55,17 @@ def evaluate_hardware(
         row: Line = {"hardware": machine, "question": "named, given its signatures", "value": accuracy.value}
         report.add("hardware", [row | {"ci_low": accuracy.ci_low, "ci_high": accuracy.ci_high, "n": accuracy.samples}])
         scores = np.concatenate(outside)
-        said = float((scores < AGREES).mean())
-        low, high = wilson(said * len(scores), len(scores))
-        row = {"hardware": machine, "question": "said to be unknown, without them", "value": said}
-        report.add("hardware", [row | {"ci_low": low, "ci_high": high, "n": len(scores)}])
+        if len(scores):  # else all of it computes as somebody elsewhere does
+            said = float((scores < AGREES).mean())
+            low, high = wilson(said * len(scores), len(scores))
+            row = {"hardware": machine, "question": "said to be unknown, without them", "value": said}
+            report.add("hardware", [row | {"ci_low": low, "ci_high": high, "n": len(scores)}])
     report.accuracies["replay.unseen_hardware.macro_accuracy"] = pooled(parts, PROBES)
-    report.figures["replay.unseen_hardware.auroc"] = auroc(np.concatenate(known), np.concatenate(unknown))
-    report.figures["claim.contradicted.other_hardware"] = contradicted[0] / contradicted[1]
+    strangers = np.concatenate(unknown)
+    if len(strangers):
+        report.figures["replay.unseen_hardware.auroc"] = auroc(np.concatenate(known), strangers)
+    if contradicted[1]:  # else no software is on two machines
+        report.figures["claim.contradicted.other_hardware"] = contradicted[0] / contradicted[1]
 
 
 def _count(bench: Bench, machine: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -88,9 +88,8 @@ def alike(bench: Bench, row: Row) -> npt.NDArray[np.bool_]:
     """(K,): the classes that answer as a row does, bit for bit: nobody can tell them apart while that batch class is
     served, though another one may part them."""
     data, (platform, setting) = bench.data, row
-    same = (data.raw == data.raw[platform, setting]).all(axis=(2, 3)) & (data.rank == data.rank[platform, setting]).all(
-        axis=(2, 3)
-    )
+    arrays = data.raw.view(np.uint32), data.rank  # bits, for what was not reported is no number
+    same = np.logical_and(*((x == x[platform, setting]).all(axis=(2, 3)) for x in arrays))
     label = np.asarray(bench.classes.label)
     out = np.zeros(bench.classes.count, bool)
     out[label[same.any(axis=1)]] = True
@@ -144,7 +143,9 @@ def evaluate_replay(
     null = fit_verifier(benches, parameters=parameters, held=_by_model(benches, held), permute=True)
     parts = [score_samples(null, b, 32, 20, rows) for b, rows in zip(benches, held, strict=True) if rows]
     for part in parts:  # labels are permuted in the whole run: whatever still agrees has leaked past the evidence
-        part.truth = np.random.default_rng(0).permutation(part.truth)
+        order = np.random.default_rng(0).permutation(len(part.truth))
+        part.truth = part.truth[order]
+        part.table = replace(part.table, truth=part.table.truth[order], setting=part.table.setting[order])
     report.accuracies["null.macro_accuracy"] = pooled(parts, 32)
     return report, folds
 
