@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 import synthetic
-from hspi.detectors.grounds import FITS, MISSING, NEAR, SCALE, STRAYS, Grounds, against_format
+from hspi.detectors.grounds import DISTANCE, FITS, LIKE, MISSING, NEAR, SCALE, STRAYS, Grounds, against_format
 from hspi.detectors.number_format import Formats
 from hspi.evidence.replay import PAIR_FEATURES
 from hspi.platforms.catalogue import get
@@ -100,6 +100,34 @@ def test_a_steady_candidate_fits_by_its_values_and_an_unsteady_one_by_the_verifi
     np.testing.assert_array_equal(GROUNDS.fits(pairs(1.0), nobody), steady)
     np.testing.assert_array_equal(GROUNDS.fits(pairs(0.5), all_of_them), ~steady)
     assert GROUNDS.fits(pairs(FITS), all_of_them).all() and not GROUNDS.fits(pairs(0.97), nobody).any()
+
+
+def test_an_unsteady_candidate_fits_beside_residuals_of_its_own_size_alone() -> None:
+    all_of_them = np.ones(N, bool)
+    assert GROUNDS.fits(pairs(0.5, scale=LIKE - 0.1), all_of_them)[RESTLESS_FORMAT]
+    for scale in (-LIKE - 0.1, LIKE + 0.1, np.nan):
+        assert not GROUNDS.fits(pairs(0.5, scale=scale), all_of_them)[RESTLESS_FORMAT]
+
+
+def test_an_unsteady_rival_must_be_nearer_than_what_is_claimed() -> None:
+    """It fits whatever is no farther from it than it is from itself: an honest torch-bf16-eager on a machine that no
+    signature came from was said to be torch-int8-qnnpack."""
+    seen = pairs(0.5)
+    seen[:, DISTANCE] = -0.3
+    for own, rival, speaks in ((-0.3, -0.08, False), (-0.3, -0.3, False), (-0.08, -0.3, True), (np.nan, -0.3, True)):
+        seen[CLAIMED, DISTANCE], seen[RESTLESS_FORMAT, DISTANCE] = own, rival
+        found = GROUNDS.speaks([CLAIMED], False, fits(RESTLESS_FORMAT), seen)
+        assert found[RESTLESS_FORMAT] == speaks == found.any()
+        assert bool(GROUNDS.against([CLAIMED], False, fits(RESTLESS_FORMAT), seen)) == speaks
+
+
+def test_nobody_speaks_where_the_claim_s_own_values_came() -> None:
+    assert GROUNDS.speaks([CLAIMED], False, fits(KERNEL, CLAIMED), pairs(0.5))[KERNEL]
+    assert not GROUNDS.speaks([CLAIMED], False, fits(KERNEL, CLAIMED), pairs(1.0)).any()
+    one = pairs(0.5)
+    one[CAPPED, NEAR] = 1.0
+    assert not GROUNDS.speaks([CLAIMED, CAPPED], False, fits(KERNEL), one).any()
+    assert GROUNDS.speaks([CLAIMED], False, fits(KERNEL), one)[KERNEL]
 
 
 def test_values_are_the_same_only_where_hardly_any_is_missing() -> None:

@@ -136,6 +136,8 @@ class Detector:
     def against(self, seen: Observation, claimed: Claimed, beside: Beside | None = None) -> str:
         """What speaks against an excluded claim besides (`grounds`), or nothing. Raises as `judge` does."""
         beside = beside or self.beside(seen)
+        if Grounds.same(beside.pairs)[list(claimed.platforms)].any():
+            return ""
         ground = self.grounds(seen.model).against(claimed.platforms, claimed.hardware, beside.fits, beside.pairs)
         return ground or against_format(self.told_format(seen), claimed.format)
 

@@ -8,6 +8,8 @@ size does, for another kernel rounds otherwise, not more. So a claim is contradi
 - a rival's signature fits, bit for bit, that the claimed software cannot be in disguise, or
 - the residuals exclude the claimed number format for a coarser one, or
 - the claim names its hardware, and residuals are far larger than its own: other weights, or a much coarser computation.
+
+Nothing speaks against a claim whose own signatures gave these very values, whatever its levels say.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from hspi.evidence.replay import F32, PAIR_FEATURES
 from hspi.platforms.record import Platform
 
 FITS = 0.98  # share of values within two units in the last place; a class that is served again gives all of them
-# log10 of squared residuals over the claim's. Two batch classes of one platform differed by 0.8 at most (32 probes;
+# log10 of squared residuals over another's. Two batch classes of one platform differed by 0.8 at most (32 probes;
 # the shipped datasets' torch-fp32-strict and torch-int8-x86), one number format and the next finer one by 1 to 8.
-STRAYS = 2.0
-NEAR, MISSING, SCALE = (PAIR_FEATURES.index(name) for name in ("near", "missing", "scale_ratio"))
+LIKE, STRAYS = 0.8, 2.0
+NEAR, MISSING, SCALE, DISTANCE = (PAIR_FEATURES.index(n) for n in ("near", "missing", "scale_ratio", "distance"))
 Bools = npt.NDArray[np.bool_]
 
 
@@ -52,9 +54,10 @@ class Grounds:
         """Which candidates the answers are those of: (…, C).
 
         pairs (…, C, F): pair features; agrees (…, C): where the verifier takes both for one platform, which is all that
-        can be asked of an unsteady one.
+        can be asked of an unsteady one, beside residuals of its own size.
         """
-        return np.where(np.asarray(self.steady), self.same(pairs), agrees)
+        alike = agrees & (np.abs(np.nan_to_num(pairs[..., SCALE], nan=np.inf)) <= LIKE)
+        return np.where(np.asarray(self.steady), self.same(pairs), alike)
 
     @staticmethod
     def same(pairs: F32) -> Bools:
@@ -83,6 +86,19 @@ class Grounds:
             ]
         )
 
+    def speaks(self, claimed: Sequence[int], hardware: bool, fits: Bools, pairs: F32) -> Bools:
+        """The rivals that fit; none where somebody claimed gave these very values: (…, C).
+
+        fits (…, C), pairs (…, C, F). An unsteady rival must be nearer than everybody claimed as well: it fits whatever is no farther from it than it
+        is from itself, honest platforms on hardware that nobody collected among them.
+        """
+        own = list(claimed)
+        distance = np.nan_to_num(pairs[..., DISTANCE], nan=np.inf)
+        nearer = distance < distance[..., own].min(axis=-1, initial=np.inf, keepdims=True)
+        same = self.same(pairs)[..., own].any(axis=-1, keepdims=True)
+        found = fits & self.rivals(claimed, hardware) & (np.asarray(self.steady) | nearer)
+        return np.asarray(found & ~same)
+
     def decides(self, claimed: Sequence[int], hardware: bool, same: Bools) -> Bools:
         """Whether a steady rival gave these very values and nobody claimed did, which needs no level: (…).
 
@@ -107,7 +123,10 @@ class Grounds:
 
         fits (C,); pairs (C, F), None where residuals are not seen.
         """
-        found = np.flatnonzero(fits & self.rivals(claimed, hardware))
+        if pairs is None:
+            found = np.flatnonzero(fits & self.rivals(claimed, hardware))
+        else:
+            found = np.flatnonzero(self.speaks(claimed, hardware, fits, pairs))
         if len(found):
             return f"the answers are those of {self.platforms[int(found[0])].id}"
         if pairs is not None and self.strays(claimed, hardware, pairs):

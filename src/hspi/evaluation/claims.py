@@ -85,8 +85,9 @@ class Judged:
     def contradicts(self, grounds: Grounds, claimed: int, label: int, alpha: float, coarser: Bools) -> Bools:
         """Whether the claim of one platform of a class falls: (B,). coarser (B,): the residuals exclude its format."""
         excluded = (self.p[:, label] <= alpha) | grounds.decides([claimed], True, self.same)
-        rival = (self.fits & grounds.rivals([claimed], hardware=True)).any(axis=1)
-        return np.asarray(excluded & (rival | coarser | grounds.strays([claimed], True, self.pairs)))
+        rival = grounds.speaks([claimed], True, self.fits, self.pairs).any(axis=1)
+        ground = rival | coarser | grounds.strays([claimed], True, self.pairs)
+        return np.asarray(excluded & ground & ~self.same[:, claimed])
 
 
 def evaluate_claims(

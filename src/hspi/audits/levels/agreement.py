@@ -23,6 +23,7 @@ from hspi.audits.levels.replay import how_asked, replayable
 from hspi.audits.levels.scorer import FITS, Bools, Scorer
 from hspi.audits.sequential import Martingales, SimpleMixture
 from hspi.detectors.detector import Detector
+from hspi.detectors.virtual_families import Claimed
 from hspi.evidence.aligned import Aligned, place
 from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32
@@ -99,15 +100,21 @@ class Agreement(Scorer):
     def margin(self, rows: F32) -> F32:
         return rows[..., 0]
 
-    def fits(self, seen: Observation, log_e: npt.NDArray[np.float64]) -> Bools:
-        return np.asarray(log_e[np.asarray(self.told.label)] < FITS)
+    def against(self, seen: Observation, claimed: Claimed, log_e: npt.NDArray[np.float64]) -> str:
+        agreed, own = self.agreed(seen), list(claimed.platforms)
+        fits = (log_e[np.asarray(self.told.label)] < FITS) & (agreed > agreed[own].max(initial=-1.0))
+        return self.detector.grounds(self.model).against(own, claimed.hardware, fits, None)
 
-    def judge(self, seen: Observation, alpha: float) -> tuple[str, dict[str, float], str]:
-        """The class that agrees most; no posterior, for these levels have no detector that was calibrated."""
+    def agreed(self, seen: Observation) -> F32:
+        """The mean agreement of all answers with each platform's nearest setting: (C,)."""
         at = np.asarray([self._index[p] for p in seen.probes])
         who = np.arange(len(self.present))
         same = np.where(self.present, self.agree(self.observed(seen, at), at, who), -1.0)
-        best = int(np.argmax(same.max(axis=2).mean(axis=0)))
+        return np.asarray(same.max(axis=2).mean(axis=0), np.float32)
+
+    def judge(self, seen: Observation, alpha: float) -> tuple[str, dict[str, float], str]:
+        """The class that agrees most; no posterior, for these levels have no detector that was calibrated."""
+        best = int(np.argmax(self.agreed(seen)))
         return self.told.names[self.told.label[best]], {}, ""
 
 

@@ -154,16 +154,13 @@ class ReplayScorer(Scorer):
         found = self.detector.judge(seen, alpha=alpha)
         return found.answer, found.posterior, found.plan
 
-    def fits(self, seen: Observation, log_e: npt.NDArray[np.float64]) -> Bools:
-        return self.detector.beside(seen).fits
-
     def decides(self, seen: Observation, claimed: Claimed) -> bool:
         grounds = self.detector.grounds(self.model)
         same = grounds.same(self.detector.beside(seen).pairs)
         return bool(grounds.decides(claimed.platforms, claimed.hardware, same))
 
-    def pairs(self, seen: Observation) -> F32 | None:
-        return self.detector.beside(seen).pairs
+    def against(self, seen: Observation, claimed: Claimed, log_e: npt.NDArray[np.float64]) -> str:
+        return self.detector.against(seen, claimed)
 
     def told_format(self, seen: Observation) -> Formats | None:
         return self.detector.told_format(seen)

@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from hspi.audits.sequential import Martingales, log_mean
 from hspi.detectors.detector import Detector
-from hspi.detectors.grounds import against_format
 from hspi.detectors.number_format import Formats
 from hspi.detectors.verifier import restless
 from hspi.detectors.virtual_families import Claimed, Families
@@ -97,28 +96,20 @@ class Scorer(ABC):
         """(the class that all answers together are likest, or "unknown"; a posterior, empty where there is none; the
         kernel plan of a virtual GPU, "" for others)."""
 
-    @abstractmethod
-    def fits(self, seen: Observation, log_e: npt.NDArray[np.float64]) -> Bools:
-        """Which platforms all answers together are those of: (C,). log_e (classes,): ln E against each, in the end."""
-
     def decides(self, seen: Observation, claimed: Claimed) -> bool:
         """Whether a rival gave these very values and nobody claimed did (`Grounds.decides`)."""
         return False
-
-    def pairs(self, seen: Observation) -> F32 | None:
-        """Features of all answers beside each platform, (C, F), where this level sees residuals."""
-        return None
 
     def told_format(self, seen: Observation) -> Formats | None:
         """What the residuals say of the number format, where this level sees them."""
         return None
 
+    @abstractmethod
     def against(self, seen: Observation, claimed: Claimed, log_e: npt.NDArray[np.float64]) -> str:
-        """What speaks against an excluded claim besides (`detectors/grounds.py`), or nothing."""
-        fits = self.fits(seen, log_e)
-        pairs = self.pairs(seen)
-        ground = self.detector.grounds(self.model).against(claimed.platforms, claimed.hardware, fits, pairs)
-        return ground or against_format(self.told_format(seen), claimed.format)
+        """What speaks against an excluded claim besides (`detectors/grounds.py`), or nothing.
+
+        log_e (classes,): ln E against each after all answers.
+        """
 
     def usable_settings(self, who: Index, held: Sequence[int]) -> Bools:
         """(len(held), len(who), S): what stands in the library of each platform where one setting of it is tested."""
