@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 import synthetic
-from hspi.detectors.grounds import DISTANCE, FITS, LIKE, MISSING, NEAR, SCALE, STRAYS, Grounds, against_format
+from hspi.detectors.grounds import DISTANCE, EQUAL, FITS, LIKE, MISSING, SCALE, STRAYS, Grounds, against_format
 from hspi.detectors.number_format import Formats
 from hspi.evidence.replay import PAIR_FEATURES
 from hspi.platforms.catalogue import get
@@ -90,7 +90,7 @@ def test_nobody_is_a_rival_of_a_claim_that_no_candidate_meets(hardware: bool) ->
 
 def pairs(near: float, missing: float = 0.0, scale: float = 0.0) -> npt.NDArray[np.float32]:
     out = np.zeros((N, len(PAIR_FEATURES)), np.float32)
-    out[:, NEAR], out[:, MISSING], out[:, SCALE] = near, missing, scale
+    out[:, EQUAL], out[:, MISSING], out[:, SCALE] = near, missing, scale
     return out
 
 
@@ -125,7 +125,7 @@ def test_nobody_speaks_where_the_claim_s_own_values_came() -> None:
     assert GROUNDS.speaks([CLAIMED], False, fits(KERNEL, CLAIMED), pairs(0.5))[KERNEL]
     assert not GROUNDS.speaks([CLAIMED], False, fits(KERNEL, CLAIMED), pairs(1.0)).any()
     one = pairs(0.5)
-    one[CAPPED, NEAR] = 1.0
+    one[CAPPED, EQUAL] = 1.0
     assert not GROUNDS.speaks([CLAIMED, CAPPED], False, fits(KERNEL), one).any()
     assert GROUNDS.speaks([CLAIMED], False, fits(KERNEL), one)[KERNEL]
 

@@ -25,11 +25,11 @@ from hspi.evidence.aligned import Aligned
 from hspi.evidence.replay import F32, PAIR_FEATURES
 from hspi.platforms.record import Platform
 
-FITS = 0.98  # share of values within two units in the last place; a class that is served again gives all of them
+FITS = 0.98  # share of values that are bit for bit equal; a class that is served again gives all of them
 # log10 of squared residuals over another's. Two batch classes of one platform differed by 0.8 at most (32 probes;
 # the shipped datasets' torch-fp32-strict and torch-int8-x86), one number format and the next finer one by 1 to 8.
 LIKE, STRAYS = 0.8, 2.0
-NEAR, MISSING, SCALE, DISTANCE = (PAIR_FEATURES.index(n) for n in ("near", "missing", "scale_ratio", "distance"))
+EQUAL, MISSING, SCALE, DISTANCE = (PAIR_FEATURES.index(n) for n in ("equal", "missing", "scale_ratio", "distance"))
 Bools = npt.NDArray[np.bool_]
 
 
@@ -62,7 +62,7 @@ class Grounds:
     @staticmethod
     def same(pairs: F32) -> Bools:
         """Which candidates gave these very values: (…, C)."""
-        return np.asarray((pairs[..., NEAR] >= FITS) & (pairs[..., MISSING] <= 1 - FITS))
+        return np.asarray((pairs[..., EQUAL] >= FITS) & (pairs[..., MISSING] <= 1 - FITS))
 
     def rivals(self, claimed: Sequence[int], hardware: bool) -> Bools:
         """Whose fit contradicts a claim that the platforms `claimed` are: (C,). hardware: whether the claim names it.
@@ -89,8 +89,8 @@ class Grounds:
     def speaks(self, claimed: Sequence[int], hardware: bool, fits: Bools, pairs: F32) -> Bools:
         """The rivals that fit; none where somebody claimed gave these very values: (…, C).
 
-        fits (…, C), pairs (…, C, F). An unsteady rival must be nearer than everybody claimed as well: it fits whatever is no farther from it than it
-        is from itself, honest platforms on hardware that nobody collected among them.
+        fits (…, C), pairs (…, C, F). An unsteady rival must be nearer than everybody claimed as well: it fits whatever
+        is no farther from it than it is from itself, honest platforms on hardware that nobody collected among them.
         """
         own = list(claimed)
         distance = np.nan_to_num(pairs[..., DISTANCE], nan=np.inf)

@@ -48,6 +48,11 @@ class Rates:
         return happened / n if n else float("nan")
 
     @property
+    def mean(self) -> float:
+        """Of the rates, each (platform, batch class) or pair weighing alike."""
+        return float(np.mean([happened / n for happened, n in self.by.values()]))
+
+    @property
     def worst(self) -> tuple[tuple[str, str], float, float]:
         """(who, rate, one-sided 95 % upper bound) of the largest rate."""
         who, (happened, n) = max(self.by.items(), key=lambda item: item[1][0] / item[1][1])
@@ -182,7 +187,7 @@ def _report(
         report.figures["claim.excluded.held_out_class"] = unfit.rate
     for name, rates in power.items():
         if rates.by:
-            report.figures[f"claim.power.{name}"] = rates.rate
+            report.figures[f"claim.power.{name}"] = rates.mean
     for label, some in {"class in the library": inside[ALPHAS[0]], "class held out": outside}.items():
         for (platform, name), (happened, n) in sorted(some.by.items()):
             line: Line = {"library": label, "platform": platform, "batch_class": name}

@@ -10,7 +10,6 @@ platforms is two different things. Settings that answered alike, bit for bit, ar
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -335,19 +334,44 @@ class _Settings:
 def _settings(signatures: Sequence[Signature]) -> _Settings:
     """What one platform's signatures say of its classes; without a search, what equal bits say.
 
-    Where nobody looked for classes, a platform that no two of three settings or more answered alike is unsteady.
+    Where nobody looked for classes, a size at which each answer is that of another size is no class of its own, for
+    there the place in the batch decides; and a platform whose settings, three or more, are classes of their own each
+    is unsteady.
     """
-    digests: dict[str, Any] = {}
     sizes = {s.header.nuisance.name: s.header.nuisance.batch_size for s in signatures}
-    for s in sorted(signatures, key=lambda s: s.header.probe_set):
-        digest = digests.setdefault(s.header.nuisance.name, hashlib.sha256())
-        digest.update(s.header.probe_set.encode() + s.topk_logprobs.tobytes() + s.topk_ids.tobytes())
-    groups: dict[bytes, list[str]] = {}
-    for name in sorted(digests, key=lambda n: (sizes[n], n)):
-        groups.setdefault(digests[name].digest(), []).append(name)
+    order = sorted(sizes, key=lambda n: (sizes[n], n))
+    answers: dict[str, Answers] = {name: {} for name in order}
+    for s in signatures:
+        answers[s.header.nuisance.name] |= _answers(s)
     searched = next((s.header.batch_classes for s in signatures if s.header.batch_classes), None)
     found = searched.sizes if searched and searched.steady else {}
-    kept = {some[0]: " ".join(found.get(n, str(sizes[n])) for n in some) for some in groups.values()}
-    steady = searched.steady if searched else not (len(digests) == len(groups) >= 3)
-    complete = bool(searched and searched.steady and set(searched.sizes) <= set(digests))
+    words: dict[str, set[str]] = {}
+    for name in order:
+        alike = next((n for n in words if answers[n] == answers[name]), name)
+        words.setdefault(alike, set()).update(found.get(name, str(sizes[name])).split())
+    for name in list(words)[1:]:  # alone, nothing is mixed
+        for n in (parts := _mixed(answers[name], {n: answers[n] for n in words if n != name})):
+            words[n] |= words[name]
+        if parts:
+            del words[name]
+    kept = {name: " ".join(sorted(some, key=lambda w: int(w.partition("-")[0]))) for name, some in words.items()}
+    steady = searched.steady if searched else not (len(order) == len(kept) >= 3)
+    complete = bool(searched and searched.steady and set(searched.sizes) <= set(order))
     return _Settings(kept, {name: i for i, name in enumerate(kept)}, steady, complete)
+
+
+def _answers(s: Signature) -> Answers:
+    """All bits of each probe's answer."""
+    ids, logprobs = (x.reshape(-1, s.header.positions * s.header.top_k) for x in (s.topk_ids, s.topk_logprobs))
+    probes = s.probe_id[:: s.header.positions].tolist()
+    return {(s.header.probe_set, i): a.tobytes() + b.tobytes() for i, a, b in zip(probes, ids, logprobs, strict=True)}
+
+
+Answers = dict[tuple[str, int], bytes]
+
+
+def _mixed(own: Answers, others: dict[str, Answers]) -> list[str]:
+    """The settings that these answers are of, if each of them is of one."""
+    if not all(any(some.get(probe) == bits for some in others.values()) for probe, bits in own.items()):
+        return []
+    return [n for n, some in others.items() if any(some.get(probe) == bits for probe, bits in own.items())]
