@@ -40,7 +40,8 @@ from hspi.audits.run import Project, Request, silent, start
 from hspi.detectors.detector import Detector
 from hspi.detectors.virtual_families import Families
 from hspi.evaluation.measures import wilson
-from hspi.platforms import catalogue
+from hspi.platforms import catalogue, machine
+from hspi.platforms.record import Platform
 from hspi.signatures.store import STORE
 
 CANDIDATES = "store,emulated"
@@ -106,10 +107,25 @@ class World:
         """What verdicts tell apart."""
         return self.detector.told(self.model)
 
-    def servable(self) -> list[str]:
-        from hspi.platforms import machine
+    @property
+    def platforms(self) -> list[Platform]:
+        return self.detector.library(self.model).data.platforms
 
-        return [i for i in self.told.platform_ids if machine.availability(catalogue.get(i)).runnable]
+    def servable(self) -> list[str]:
+        """Software that runs here, of which there are signatures of this machine."""
+        ids = {p.id for p in self.platforms}
+        names = sorted({p.software for p in self.platforms} & set(catalogue.CATALOGUE))
+        return [n for n in names if machine.availability(catalogue.get(n)).runnable and here(n) in ids]
+
+    def class_of(self, software: str) -> str:
+        """The name of the class that a platform of this machine is in; empty where it is no candidate."""
+        members = zip(self.told.names, self.told.members, strict=True)
+        return next((name for name, some in members if here(software) in some), "")
+
+
+def here(software: str) -> str:
+    """The full id of software on this machine."""
+    return f"{machine.hardware_here(catalogue.get(software)).id}/{software}"
 
 
 class Gathered(Project):
@@ -141,7 +157,7 @@ def platform_audits(world: World, platform: str, results: Results, args: argpars
 def _other_formats(world: World, platform: str, args: argparse.Namespace) -> list[str]:
     """Claims of other number formats than the platform's, another draw for each platform and model."""
     own = catalogue.get(platform).number_format
-    ids = [i for i in world.told.platform_ids if catalogue.get(i).number_format != own]
+    ids = sorted({p.software for p in world.platforms if p.number_format != own})
     rng = np.random.default_rng([len(platform), *platform.encode(), *world.model.encode()])
     return [str(i) for i in rng.permutation(ids)[: args.false_claims]]
 
@@ -196,7 +212,7 @@ def one_audit(world: World, name: str, served: str, claim: str | None, order: in
     with tempfile.TemporaryDirectory() as folder:
         found = start(request, Path(folder), supply=Gathered(world, request)).verdict
     assert found is not None, "not a dry run"
-    truth = world.told.names[world.told.index(served)] if served in world.told.platform_ids else ""
+    truth = world.class_of(served) if served in catalogue.CATALOGUE else ""
     return {
         "name": name, "model": world.model, "served": served, "engine": catalogue.get(served.partition("+")[0]).engine,
         "claim": claim, "honest": served == claim, "outcome": found.outcome, "answer": found.answer, "truth": truth,
