@@ -89,8 +89,8 @@ class Grounds:
     def speaks(self, claimed: Sequence[int], hardware: bool, fits: Bools, pairs: F32) -> Bools:
         """The rivals that fit; none where somebody claimed gave these very values: (…, C).
 
-        fits (…, C), pairs (…, C, F). An unsteady rival must be nearer than everybody claimed as well: it fits whatever is no farther from it than it
-        is from itself, honest platforms on hardware that nobody collected among them.
+        fits (…, C), pairs (…, C, F). An unsteady rival must be nearer than everybody claimed as well: it fits whatever
+        is no farther from it than it is from itself, honest platforms on hardware that nobody collected among them.
         """
         own = list(claimed)
         distance = np.nan_to_num(pairs[..., DISTANCE], nan=np.inf)
