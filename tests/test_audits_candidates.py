@@ -32,16 +32,28 @@ def test_rivals_are_of_other_classes() -> None:
         assert all(classes.label[r] != classes.label[i] for r in row)
 
 
-def test_a_platform_with_one_setting_is_no_hypothesis() -> None:
+@pytest.mark.parametrize(
+    ("platform", "setting", "hypotheses"),
+    [
+        ("cpu/int8", 1, 0),  # nothing says what another company of four would change
+        ("cpu/int8", 0, 1),  # alone it repeats itself
+        ("cpu/bf16", 1, 1),  # a batch class, whatever shares the batch
+    ],
+)
+def test_a_setting_that_stands_alone_is_a_hypothesis_if_it_repeats(
+    platform: str, setting: int, hypotheses: int
+) -> None:
     detector = world.detector()
     data = detector.library("toy").data
-    at = data.platform_ids().index("int8")
+    at = data.platform_ids().index(platform)
     raw, logprobs = data.raw.copy(), data.logprobs.copy()
-    raw[at, 1:], logprobs[at, 1:] = np.nan, np.nan
+    others = [s for s in range(raw.shape[1]) if s != setting]
+    raw[at, others], logprobs[at, others] = np.nan, np.nan
     lonely = detector.with_library(replace(detector.library("toy"), data=replace(data, raw=raw, logprobs=logprobs)))
-    scorer = ReplayScorer(lonely, "toy", 20, world.SEED)
-    assert np.isnan(scorer._calibration[:, at]).all()
-    assert np.isfinite(scorer._calibration[:, [i for i in range(6) if i != at]]).all()
+    tested = np.isfinite(ReplayScorer(lonely, "toy", 20, world.SEED)._calibration).all(axis=(0, 3))
+    assert tested[at].sum() == hypotheses
+    rest = [i for i in range(6) if i != at]
+    assert (tested[rest] == data.present[rest]).all()
 
 
 @pytest.mark.parametrize("text", ["", "store,else", ","])
@@ -85,7 +97,7 @@ def test_the_store_gives_platforms_that_answered_every_probe_set_of_the_library(
     stored("half", "text", "a")
     stored("other-weights", "text", "a", weights="v")
     ref = cast("ModelRef", SimpleNamespace(weights_hash="w"))
-    found = _signatures(tmp_path, ref, {"known"}, {"text": "a", "tokens": "b"})
+    found = _signatures(tmp_path, ref, {"cpu/known"}, {"text": "a", "tokens": "b"})
     assert {(s.header.platform.id, s.header.probe_set) for s in found} == {("whole", "text"), ("whole", "tokens")}
     anything = {s.header.platform.id for s in _signatures(tmp_path, ref, (), {})}
     assert anything == {"whole", "other-probes", "known", "half"}

@@ -19,10 +19,10 @@ def test_what_was_saved_scores_alike_and_takes_a_fraction_of_the_space(tmp_path:
     assert (tmp_path / "a" / DETECTOR).read_bytes() == (tmp_path / "b" / DETECTOR).read_bytes()
     found = folder.load(tmp_path / "a")
     ours, theirs = made.detector.library("toy").data, found.detector.library("toy").data
-    for name in ("slots", "reference", "logprobs", "rank"):
+    for name in ("slots", "reference", "logprobs", "rank", "predicted"):
         assert getattr(ours, name).tobytes() == getattr(theirs, name).tobytes()
     assert found.detector.calibration == made.detector.calibration
-    assert (tmp_path / "a" / DETECTOR).stat().st_size < ours.logprobs.nbytes
+    assert (tmp_path / "a" / DETECTOR).stat().st_size < ours.logprobs.nbytes + ours.predicted.nbytes
     assert (found.probes, found.special, found.inexact) == (made.probes, made.special, made.inexact)
 
 

@@ -141,15 +141,15 @@ def test_a_swap_behind_the_url_is_one_alert_and_all_else_is_none(store: Path) ->
     assert [e.outcome for e in found] == outcomes
     assert [e.alert for e in found] == [False] * 4 + [True, False]
     assert [e.exit_code for e in found] == [0, 0, 4, 3, 1, 0]
-    assert watch.claims == [None, "bf16", "bf16", "bf16", "bf16", "int8"], "the class of before is what is claimed"
+    assert watch.claims == [None, *["cpu/bf16"] * 4, "cpu/int8"], "the class of before is what is claimed"
     alert = found[4]
-    assert "bf16 answered since" in alert.news and alert.news.endswith("int8 answers now")
-    assert [g["answer"] for g in got] == ["int8"] and got[0]["before"] == "bf16" and "bf16" in got[0]["text"]
+    assert "cpu/bf16 answered since" in alert.news and alert.news.endswith("cpu/int8 answers now")
+    assert [g["answer"] for g in got] == ["cpu/int8"] and got[0]["before"] == "cpu/bf16" and "bf16" in got[0]["text"]
     assert tracking.read_history(watch.target.key, root=store) == found
     runs = watch.runs()
     assert [r.info.status for r in runs] == ["FINISHED", "FINISHED", "FAILED", "FINISHED", "FINISHED", "FINISHED"]
     assert [r.data.tags["hspi.alert"] for r in runs] == ["false"] * 4 + ["true", "false"]
-    assert runs[4].data.metrics["alert"] == 1 and runs[4].data.params["claim"] == "bf16"
+    assert runs[4].data.metrics["alert"] == 1 and runs[4].data.params["claim"] == "cpu/bf16"
     with tracking.store.open_store(store) as client:
         names = {f.path for f in client.list_artifacts(runs[-1].info.run_id)}
     assert {"history.png", "history.html", "entry.json", "verdict.json", "report.html"} <= names
