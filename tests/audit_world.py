@@ -223,11 +223,12 @@ def material(
     signatures: bool = True,
     weights: bool = False,
     among: Detector | None = None,
+    alpha: float = 0.01,
 ) -> Material:
     """signatures, weights: whether they are at hand; with the weights comes the chat template. among: the candidates,
     those of `detector` by default.
     """
-    settings = Settings(base_url, "toy", "toy", "0" * 64, claim, 0.01, budget, 1.0, window, ["store"], SEED)
+    settings = Settings(base_url, "toy", "toy", "0" * 64, claim, alpha, budget, 1.0, window, ["store"], SEED)
     settings = replace(settings, claim_format=claim_format, claim_hardware=claim_hardware)
     split = split_probes(library().data.probes, SEED)
     order = np.random.default_rng(seed).permutation(split.test)[:budget]

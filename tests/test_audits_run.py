@@ -23,6 +23,7 @@ import audit_world as world
 from hspi.audits import folder as folders
 from hspi.audits.gathering import in_order
 from hspi.audits.material import Material
+from hspi.audits.rules import AT_LEAST
 from hspi.audits.run import rescore, start
 from hspi.client import Endpoint, Retry
 from hspi.errors import ConfigError, DataError, EndpointError
@@ -165,6 +166,19 @@ def test_an_uncollected_class_is_never_accused_over_many_orders_of_probes(unrest
         for order in range(8)
     ]
     assert Counter(v.outcome for v in verdicts) == {"inconclusive": 24}
+
+
+def test_another_s_very_values_decide_whatever_the_claim_s_own_level_allows() -> None:
+    """At a level that nothing is ever below, as of a claim whose own answers are wide enough for everything."""
+    honest, other, none = world.FORMULAS["cpu/int8"], world.FORMULAS["cpu/bf16"], 1e-300
+    lie = world.verdict_on(other, "int8", alpha=none)
+    assert (lie.outcome, lie.answer) == ("contradicted", "cpu/bf16") and "cpu/int8" in lie.set_at
+    assert lie.why == "int8 gives other values: the answers are those of cpu/bf16"
+    assert lie.failed_factors == {"dtype": ["int8", "bf16"]}
+    for served, claim in ((honest, "int8"), (other, "bf16"), (world.uncollected(other, 0.55), "int8")):
+        assert world.verdict_on(served, claim, alpha=none).outcome == "inconclusive"
+    few = world.verdict_on(other, "int8", alpha=none, budget=AT_LEAST - 1)
+    assert few.outcome == "inconclusive", "too few answers to decide by"
 
 
 @pytest.mark.parametrize("platform", world.FORMULAS)

@@ -195,6 +195,8 @@ def _of_claim(
     answer = named[left[0]] if len(left) == 1 and judged == named[left[0]] else UNKNOWN
     standing = [c for c in claimed.classes if c in left]
     decided = len(found.seen) >= AT_LEAST and bool(standing) and scorer.decides(seen, claimed)
+    if decided:
+        answer = UNKNOWN if judged in [named[c] for c in claimed.classes] else judged
     if not standing or decided:
         ground = scorer.against(seen, claimed, np.asarray(found.processes[-1]))
         after = found.crossed(claimed.classes, alpha)
