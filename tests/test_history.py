@@ -74,6 +74,13 @@ def test_a_contradicted_number_format_is_a_change_only_of_the_class_that_answere
     assert alerts(entry(0, "identified", "a"), of_another, entry(2, "identified", "a")) == [0, 0, 0]
 
 
+def test_a_contradicted_format_of_the_software_that_answered_is_a_change_whatever_its_hardware() -> None:
+    before = entry(0, "identified", "amd-zen3/a")
+    for claim, changed in (("a", True), ("amd-zen3/a", True), ("amd-zen4/a", False), ("b", False), ("zen3/a", False)):
+        now = Entry.from_dict({**entry(1, "contradicted", "unknown", claim=claim).to_dict(), "fits": []})
+        assert alerts(before, now, candidates=("amd-zen3/a",)) == [False, changed], claim
+
+
 def test_a_state_without_a_name_says_what_is_left() -> None:
     several = entry(0, "contradicted", "unknown", "a", "b")
     (_, then) = told(several, entry(1, "identified", "c"))

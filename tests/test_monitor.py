@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
@@ -237,12 +238,38 @@ def test_a_failed_endpoint_is_tried_again_and_a_mistake_is_not(tmp_path: Path) -
         assert len(tried) == (2 if kind is EndpointError else 1)
 
 
+def test_an_entry_keeps_the_whole_claim_and_a_contradicted_one_no_longer_fits() -> None:
+    """Where another's very values came, a claim whose answers vary may be inside its own level still."""
+    made = world.material("http://h", "bf16", claim_hardware="cpu")
+    verdict = world.verdict_on(world.FORMULAS["cpu/bf16"], "bf16")
+    entry = Entry("2026-01-02T00:00:00+00:00", "f", "failed")
+
+    def concluded(**more: Any) -> Entry:
+        found = Audit(Path("f"), made, cast("Any", None), replace(verdict, **more))
+        return check._concluded(entry, found)[0]
+
+    assert (concluded().claim, concluded().fits) == ("cpu/bf16", ("cpu/bf16",))
+    both = {"outcome": "contradicted", "set_at": ["cpu/bf16", "cpu/int8"]}
+    assert concluded(**both).fits == ("cpu/int8",)
+    assert concluded(**both | {"set_at": ["cpu/bf16"]}).fits == ("unknown",)
+    assert concluded(**both | {"set_at": []}).fits == ()
+
+
 # ---------------------------------------------------------------- the verb
 
 
 def test_the_verb_takes_the_options_of_an_audit_that_make_sense() -> None:
     ours = {o for p in main.commands["monitor"].params for o in p.opts}
-    assert {"--base-url", "--model", "--weights", "--claim", "--alpha", "--max-tokens", "--detector"} <= ours
+    assert {
+        "--base-url",
+        "--model",
+        "--weights",
+        "--claim",
+        "--claim-hardware",
+        "--alpha",
+        "--max-tokens",
+        "--detector",
+    } <= ours
     assert {"--retries", "--webhook", "--out", "--json"} <= ours
     assert not {"--replay", "--dry-run", "--no-mlflow"} & ours
     refused = CliRunner().invoke(main, ["monitor", "--base-url", "http://127.0.0.1:1/v1"])

@@ -125,7 +125,8 @@ def judged(entry: Entry, state: State | None, candidates: Collection[str]) -> En
     if state is None:
         return entry
     entry = replace(entry, before=state.title)
-    by_format = entry.outcome == "contradicted" and not entry.fits and entry.claim in state.fits
+    claimable = state.fits | {name.rpartition("/")[2] for name in state.fits}  # with hardware, and without
+    by_format = entry.outcome == "contradicted" and not entry.fits and entry.claim in claimable
     if by_format:
         entry = replace(entry, fits=(UNKNOWN,))
     if not entry.tells or state.fits & set(entry.fits):
