@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -230,13 +231,16 @@ def test_a_table_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_progress_as_json_is_a_line_for_each_step(capsys: pytest.CaptureFixture[str]) -> None:
-    with Ticker("json", 5, "x") as tick:
-        tick(0)
-        tick(2)
-        tick(3)
-    assert [json.loads(x)["probes"] for x in capsys.readouterr().out.splitlines()] == [2, 3]
-    with Ticker("none", 5, "x") as tick:
-        tick(2)
+    with Ticker("json", 5, "x") as ticker:
+        ticker.tick(0)
+        ticker.tick(2)
+        ticker.expect(4)
+        ticker.tick(3)
+    said = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
+    assert said == [{"probes": 2}, {"expect": 4}, {"probes": 3}]
+    with Ticker("none", 5, "x") as ticker:
+        ticker.tick(2)
+        ticker.expect(1)
     assert capsys.readouterr().out == ""
 
 
@@ -245,13 +249,13 @@ def test_progress_as_json_is_a_line_for_each_step(capsys: pytest.CaptureFixture[
 
 @pytest.fixture(scope="module")
 def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A detector, and one signature that its library knows and one that it does not."""
+    """A detector, and signatures that its library knows, and one that it does not."""
     at = tmp_path_factory.mktemp("judge")
     detector = synthetic.trained(world)
     kept = [p for p in synthetic.PATTERNS if p != "int8-a"]
     detector = detector.with_library(synthetic.library("one", kept))
     detector.save(at / "detector")
-    for platform in ("bf16-a", "int8-a"):
+    for platform in ("bf16-a", "bf16-b", "fp32-b", "int8-a"):
         synthetic.write(synthetic.signature(platform, "one", "text", "b2"), at / f"{platform}.parquet")
     return at
 
@@ -271,6 +275,13 @@ def verdict(folder: Path, file: str, *more: str) -> Result:
         ("bf16-a", "--alpha 1e-9 --claim fp32-a", 3, "inconclusive"),
         ("int8-a", "", 3, "unknown"),
         ("int8-a", "--claim bf16-a", 1, "contradicted"),
+        ("bf16-a", "--claim cpu/bf16-a", 0, "consistent"),
+        ("bf16-a", "--claim-hardware cpu", 0, "consistent"),
+        ("bf16-a", "--claim bf16-a --claim-hardware c*", 0, "consistent"),
+        ("bf16-a", "--claim amd-zen4/bf16-a", 3, "inconclusive"),  # nobody can test it
+        ("bf16-a", "--claim-hardware amd-*", 3, "inconclusive"),
+        ("bf16-a", "--claim amd-zen4/fp32-a", 1, "contradicted"),  # by its number format
+        ("fp32-b", "--claim fp32-a", 1, "contradicted"),  # by another's very values
     ],
 )
 def test_the_exit_code_is_the_outcome(folder: Path, file: str, options: str, code: int, outcome: str) -> None:
@@ -282,13 +293,39 @@ def test_the_exit_code_is_the_outcome(folder: Path, file: str, options: str, cod
     assert text.exit_code == code and f"({outcome})" in text.output and found["answer"] in text.output
 
 
+def test_a_verdict_says_what_was_tested_and_which_batch_class_answers_so(folder: Path) -> None:
+    def found(*options: str) -> dict[str, Any]:
+        said: dict[str, Any] = json.loads(verdict(folder, "bf16-b", *options, "--json").stdout)
+        assert {"tested", "batch_class", "p_values", "claim", "claim_p_value"} <= set(said)
+        assert set(said["p_values"]) == set(said["posterior"]) - {"unknown"}
+        assert all(0 < p <= 1 for p in said["p_values"].values())
+        return said
+
+    plain = found()
+    assert (plain["tested"], plain["claim"], plain["batch_class"]) == ([], None, "b2 (2)")
+    assert [name for name, p in plain["p_values"].items() if p > plain["alpha"]] == plain["set_at"]
+    true = found("--claim", "bf16-b")
+    assert true["tested"] == ["cpu/bf16-b"] and true["claim_p_value"] == true["p_values"]["cpu/bf16-b"]
+    every = found("--claim-hardware", "cpu")
+    assert len(every["tested"]) == 5 and every["claim"] == "cpu/*"
+    nobody = found("--claim", "amd-zen4/bf16-b")
+    assert (nobody["tested"], nobody["claim_p_value"]) == ([], None) and nobody["answer"] == "cpu/bf16-b"
+    assert "amd-zen4/bf16-b, so the claim itself was not tested" in nobody["why"] and "bf16, was" in nobody["why"]
+    lines = verdict(folder, "bf16-b", "--claim", "amd-zen4/bf16-b").output.splitlines()
+    assert "tested        no candidate is what is claimed" in lines
+    assert any(line.endswith("batch class b2 (2)") for line in lines)
+
+
 def test_fewer_probes_and_tokens_are_used_when_asked(folder: Path) -> None:
     found = json.loads(verdict(folder, "bf16-a", "--probes", "3", "--top-k", "7", "--json").stdout)
     assert (found["probes"], found["top_k"]) == (3, 7)
 
 
 def test_what_cannot_be_judged_is_2(folder: Path, tmp_path: Path) -> None:
-    assert "claim must be among" in refused(verdict(folder, "bf16-a", "--claim", "h100"))
+    assert "a claim must name software that is known" in refused(verdict(folder, "bf16-a", "--claim", "h100"))
+    assert "it is empty" in refused(verdict(folder, "bf16-a", "--claim", ""))
+    two = ["--claim", "amd-zen2/bf16-a", "--claim-hardware", "intel-*"]
+    assert "must name one hardware" in refused(verdict(folder, "bf16-a", *two))
     (tmp_path / "x.parquet").write_bytes(b"no signature")
     detector = ["--detector", str(folder / "detector")]
     assert "must be a signature" in refused(run("verdict", str(tmp_path / "x.parquet"), *detector))

@@ -9,10 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import audit_world as world
 from hspi.detectors.calibration import Calibration, fit_temperature
 from hspi.detectors.detector import decide
 from hspi.detectors.virtual_families import Families
 from hspi.errors import DataError
+from hspi.evidence.observation import Observation
+from hspi.platforms.claim import Claim
+from hspi.signatures.top_k import top_k
 from hspi.verdict import EXITS, UNKNOWN, Verdict
 
 NAMES, MEMBERS = ("a", "b", "c"), (("a", "a2"), ("b",), ("c",))
@@ -128,29 +132,42 @@ def test_two_that_fit_are_inconclusive() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "claim", "outcome"),
+    ("served", "claim", "outcome"),
     [
-        ([4.0, -9.0, -9.0], "a", "consistent"),
-        ([4.0, -9.0, -9.0], "a2", "consistent"),  # a member of the class
-        ([4.0, -9.0, -9.0], "b", "contradicted"),
-        ([4.0, 3.5, -9.0], "b", "inconclusive"),  # another fits better, but the claim is not rejected
-        ([-50.0, -50.0, -50.0], "a", "contradicted"),
+        ("cpu/bf16", "bf16", "consistent"),
+        ("cpu/int8", "cpu/int8", "consistent"),
+        ("cpu/bf16", "bf16-eager", "contradicted"),  # another kernel's very values
+        ("cpu/bf16", "int8", "contradicted"),
+        ("cpu/int8", "cpu/fp32", "contradicted"),
+        ("cpu/fp32-engine", "fp32", "inconclusive"),  # it is excluded, but what answers so is unsteady
+        ("cpu/bf16", "amd-zen3/bf16", "inconclusive"),  # nobody can test it
+        ("cpu/int8", "amd-zen3/bf16", "contradicted"),  # by its number format
+        ("amd-zen5/fp32", "fp32", "inconclusive"),  # hardware that nobody collected
     ],
 )
-def test_claims(scores: list[float], claim: str, outcome: str) -> None:
-    found = judged(scores, claim=claim)
-    assert found.outcome == outcome == found.to_dict()["outcome"]
-    assert found.exit_code == {"consistent": 0, "contradicted": 1, "inconclusive": 3}[outcome]
-    assert (found.claim_p_value <= found.alpha) == (outcome == "contradicted")  # type: ignore[operator]
+def test_files_and_endpoints_come_to_one_outcome(served: str, claim: str, outcome: str) -> None:
+    formula = world.EVERYONE[served]
+    probes = [("tokens", p.id) for p in world.material("http://h").probes[:32]]
+    ids, values = top_k(world.answers(formula, 17)[[i for _, i in probes]], 20)
+    of_file = world.detector().judge(Observation("toy", probes, ids, values), claim=Claim.parse(claim))
+    of_endpoint = world.verdict_on(formula, claim)
+    for found in (of_file, of_endpoint):
+        assert found.outcome == outcome == found.to_dict()["outcome"], found.why
+        assert found.exit_code == {"consistent": 0, "contradicted": 1, "inconclusive": 3}[outcome]
+        excluded = found.claim_p_value is not None and found.claim_p_value <= found.alpha
+        if found.claim_p_value is not None:
+            assert excluded == (outcome != "consistent")
+    assert of_file.tested == of_endpoint.tested and of_file.claim == of_endpoint.claim == claim
 
 
 def test_outcomes_without_a_claim_have_their_exit_codes() -> None:
     assert [EXITS[o] for o in ("identified", "unknown", "inconclusive")] == [0, 3, 3]
 
 
-def test_a_claim_that_is_no_candidate_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"a, a2, b, c, but got 'h100'"):
-        judged([1.0, 2.0, 3.0], claim="h100")
+def test_a_claim_of_what_nobody_knows_is_an_error() -> None:
+    seen = Observation("toy", [("tokens", 0)], *top_k(world.answers(world.FORMULAS["cpu/bf16"], 0)[:1], 20))
+    with pytest.raises(DataError, match=r"known, such as bf16, .*, but got 'h100'"):
+        world.detector().judge(seen, claim=Claim("h100"))
 
 
 def test_calibrations_are_saved_as_json(tmp_path: Path) -> None:
