@@ -25,6 +25,7 @@ from hspi.evidence.library import Library
 from hspi.evidence.observation import Observation
 from hspi.evidence.replay import F32
 from hspi.platforms.record import Platform
+from hspi.reference.hypotheses import HYPOTHESES
 from hspi.splits import Index, ProbeSplit, draw, partitions, split_probes
 
 FORMATS = {
@@ -38,6 +39,8 @@ FORMATS = {
     "q8_0": "int8",  # llama.cpp's blocks of 32 integers with one scale
     "q4_0": "int4",
 }
+
+KNOWN = {"fp32", "fp16", *(h.format for h in HYPOTHESES)}  # that something is foretold of, or nothing must be
 
 BLOCKS = 4  # that must agree
 SURE, RULED_OUT = 0.9, 0.01  # posterior in every block: of the format found at least, of the one claimed at most
@@ -56,6 +59,18 @@ def format_of(platform: Platform) -> str:
     other fp32 platforms whose products oneDNN computes.
     """
     return FORMATS.get(platform.number_format, platform.number_format)
+
+
+def rounds_once(platform: Platform) -> bool:
+    """Whether one KNOWN format rounds a platform's answers, so that they show what that format does.
+
+    Of two (bf16 beside int8 weights, float16 keys under float32) the coarser hides the other, and its name with it: a
+    detector that was taught such names took honest bf16 for int8.
+    """
+    kept = platform.kv_cache in ("none", platform.dtype)
+    exact = platform.options.get("matmul_precision", "highest") == "highest"
+    one = platform.quantization == "none" or (platform.dtype == "fp32" and platform.quantization != "int8-int4-weights")
+    return kept and exact and one and format_of(platform) in KNOWN
 
 
 # ---------------------------------------------------------------- what is told
@@ -177,11 +192,12 @@ Samples = tuple[F32, npt.NDArray[Any], npt.NDArray[np.int64], int]
 def sample_table(
     statistics: F32, data: Aligned, labels: Sequence[str], settings: Sequence[int], samples: Index
 ) -> tuple[F32, npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Means over the probes of each sample: X (n, F), labels (n,), block (n,)."""
+    """Means over the probes of each sample: X (n, F), labels (n,), block (n,). Platforms without a label have none."""
     xs, ys, blocks = [], [], []
+    present = data.present
     for c in range(len(data.platforms)):
         for s in settings:
-            if data.present[c, s]:
+            if present[c, s] and labels[c]:
                 xs.append(statistics[c, s][samples].mean(axis=1))
                 ys += [labels[c]] * len(samples)
                 blocks.append(np.arange(len(samples)))
@@ -189,14 +205,17 @@ def sample_table(
 
 
 class SampleBench:
-    """One model's statistics of single observations, ready to be sampled; the distribution's are the last columns."""
+    """One model's statistics of single observations, ready to be sampled; the distribution's are the last columns.
+
+    formats: of each platform that `rounds_once`, "" for the others, which teach and test no number format.
+    """
 
     def __init__(self, library: Library, seed: int) -> None:
         data, classes = library.data, library.classes
         self.data = data
         self.split: ProbeSplit = split_probes(data.probes, seed)
         self.statistics = all_statistics(data, TOP_K)
-        self.formats = [format_of(p) for p in data.platforms]
+        self.formats = [format_of(p) if rounds_once(p) else "" for p in data.platforms]
         self.names = [classes.name(label) for label in classes.label]
 
     @property
