@@ -292,10 +292,10 @@ def test_single_benches_train_and_test_on_other_probes_and_settings(world: World
 def test_paper_samples_come_from_disjoint_prompts(world: World) -> None:
     bench = PaperBench(world.libraries[0], SEED)
     x, y, block = bench.samples(bench.train)
-    # 24 rows of six samples; 32 prompts of one token x 64 values x 3 integers each
-    assert x.shape == (24 * 6, 32 * 64 * 3) and len(set(y)) == 5 and block.max() == 5
+    # four samples of each platform's first batch class; 32 prompts of one token x 64 values x 3 integers each
+    assert x.shape == (6 * 4, 32 * 64 * 3) and len(set(y)) == 5 and block.max() == 3
     test, _, _ = bench.samples(bench.test)
-    assert len(test) == 24 * 4 * bench.per_partition
+    assert len(test) == 6 * 4 * bench.per_partition
     one = 64 * 3  # of a prompt
     rows = {r.tobytes() for r in x.reshape(-1, one)}
     assert not rows & {r.tobytes() for r in test.reshape(-1, one)}

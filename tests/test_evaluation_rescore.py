@@ -34,7 +34,7 @@ def test_a_detector_of_other_features_is_one_clear_line(world: World, tmp_path: 
     good = synthetic.trained(world)
     replace(good, verifier=good.number_format.trees).save(tmp_path / "other")
     present = rescore.benches_of(world.libraries[:1], SEED)
-    with pytest.raises(DataError, match="features of this version"):
+    with pytest.raises(DataError, match="features, as this version of hspi makes them"):
         rescore.score_detector(tmp_path / "other", present)
     with pytest.raises(DataError, match="must hold a detector"):
         rescore.score_detector(tmp_path / "nothing", present)

@@ -131,6 +131,24 @@ def test_what_is_known_of_a_platform_s_classes(
     assert (data.settings, data.steady, data.complete) == ([settings], [steady], [complete])
 
 
+def mixture(name: str, size: int, letters: str) -> list[Signature]:
+    """At this size the place in the batch decides: probe by probe, one letter's bits after another's."""
+    found = []
+    for parts in zip(*(answered(name, str(size), letter) for letter in letters), strict=True):
+        of = parts[0].probe_id % len(letters)
+        fields = {n: np.choose(of[:, None], [getattr(p, n) for p in parts]) for n in ("topk_ids", "topk_logprobs")}
+        found.append(replace(parts[0], **fields))
+    return found
+
+
+def test_a_size_whose_answers_are_each_another_size_s_stands_in_those_classes() -> None:
+    data = aligned_of(answered("p", "1 16", "ab"), mixture("p", 20, "ab"))
+    assert data.settings == [{"b1": "1 20", "b16": "16 20"}] and data.steady == [True]
+    assert data.rows == [(0, 0), (0, 1)], "no class of its own"
+    three = aligned_of(answered("p", "1 16", "ab"), mixture("p", 20, "abc"))
+    assert three.settings == [{"b1": "1", "b16": "16", "b20": "20"}] and three.steady == [False], "some are nobody's"
+
+
 def test_a_setting_that_was_tried_beside_a_search_keeps_its_size() -> None:
     """As a signature made with --batch-size, of whose company nothing is known."""
     data = aligned_of(answered("p", "1 3", "ab", AMX), answered("p", "5", "c"))

@@ -46,9 +46,9 @@ def test_without_a_word_there_is_no_claim() -> None:
     ("claim", "hardware", "why"),
     [
         ("amd-zen4/torch-bf16", "amd-zen3", "one hardware, but it names 'amd-zen4' and 'amd-zen3'"),
-        ("", None, "software or hardware"),
-        ("/", None, "software or hardware"),
-        (None, "", "software or hardware"),
+        ("", None, "software, hardware or both"),
+        ("/", None, "software, hardware or both"),
+        (None, "", "software, hardware or both"),
     ],
 )
 def test_a_claim_of_two_machines_or_of_nothing_is_refused(claim: str, hardware: str, why: str) -> None:

@@ -23,7 +23,8 @@ from hspi.signatures.schema import Header, read_signature
 from hspi.signatures.store import in_use, iter_store, signature_path, signatures_of
 
 ROOT = Path(__file__).parent.parent
-ZEN3 = {"cpu_vendor": "AuthenticAMD", "cpu_family_model_stepping": "25/1/1", "cpu_flags": "avx avx2"}
+FLAGS = "sse4_2 avx fma avx2 f16c"
+ZEN3 = {"cpu_vendor": "AuthenticAMD", "cpu_family_model_stepping": "25/1/1", "cpu_flags": FLAGS}
 ZEN3 |= {"cpu_model": "AMD EPYC", "python": "3.11.7", "version_torch": "2.13.0+cpu", "version_onnx": ""}
 H100 = {"gpu": "NVIDIA H100 PCIe", "version_torch": "2.12.0", "version_vllm": "0.32.0", "python": "3.12.1"}
 FACTS = {"amd-zen3": ZEN3, "nvidia-h100-pcie": H100}
@@ -169,8 +170,9 @@ def test_names_that_are_no_folders_of_the_store_are_refused(
     assert not (checkout / "data").exists()
 
 
-def test_facts_that_name_no_machine_are_one_clear_line(checkout: Path, tmp_path: Path) -> None:
-    make(tmp_path, at=tmp_path / "usb" / "x.parquet", facts={"cpu_vendor": "AuthenticAMD"})
+def test_facts_that_are_no_words_are_one_clear_line(checkout: Path, tmp_path: Path) -> None:
+    facts = {"cpu_vendor": "AuthenticAMD", "cpu_family_model_stepping": 25}
+    make(tmp_path, at=tmp_path / "usb" / "x.parquet", facts=facts)
     with pytest.raises(DataError, match="must say what answered"):
         store.add(tmp_path / "usb", root=checkout, versioned=False)
 
@@ -194,7 +196,7 @@ def test_facts_are_those_of_the_headers(tmp_path: Path) -> None:
     make(tmp_path, Platform("ort", "onnx", "emulated"), hardware="amd-zen3", facts=newer)
     (found,) = datasets.listing(tmp_path)
     assert (found.hardware, found.files, found.here, found.versioned) == ("amd-zen3", 4, 4, False)
-    assert found.meta["hardware"]["id"] == "amd-zen3" and found.meta["hardware"]["features"] == ["avx", "avx2"]
+    assert found.meta["hardware"]["id"] == "amd-zen3" and found.meta["hardware"]["features"] == FLAGS.split()
     assert found.meta["collected"] == ["2026-11-24", "2026-11-25"]
     assert found.meta["provenance"] == {"emulated": 1, "real": 1}
     assert found.software["torch-bf16"]["models"] == ["llama", "qwen3"]
