@@ -76,11 +76,14 @@ def audit(
     """Hold an OpenAI-compatible endpoint against the claim of its provider.
 
     The key is read from OPENAI_API_KEY alone. Exit code 0: claim consistent (or platform identified), 1: contradicted,
-    3: inconclusive or unknown, 4: the endpoint failed. Started again after a kill, it goes on where it stopped.
+    3: inconclusive or unknown, 4: the endpoint failed. Started again after a kill, it goes on where it stopped. A claim
+    of software alone is never contradicted by hardware.
 
     \b
     Examples:
       hspi audit --base-url http://127.0.0.1:8000/v1 --model llama --weights llama --claim torch-bf16
+      hspi audit --base-url http://127.0.0.1:8000/v1 --model llama --weights llama --claim amd-zen4/torch-bf16
+      hspi audit --base-url http://127.0.0.1:8000/v1 --model llama --weights llama --claim-hardware 'nvidia-h100-*'
       hspi audit --replay audits/llama-torch-bf16
     """
     from hspi.audits import run

@@ -36,8 +36,12 @@ def verdict(
 ) -> None:
     """Judge the signature in FILE. Exit code 0: claim consistent, 1: contradicted, 3: inconclusive or unknown.
 
+    A claim of software alone is held against it on every hardware of the library, and never contradicted by hardware.
+
     \b
-    Example:  hspi verdict data/signatures/amd-zen3/torch-bf16/llama/text.b1.parquet --claim torch-fp32
+    Examples:
+      hspi verdict data/signatures/amd-zen3/torch-bf16/llama/text.b1.parquet --claim torch-fp32
+      hspi verdict data/signatures/amd-zen3/torch-bf16/llama/text.b1.parquet --claim-hardware 'amd-*'
     """
     from hspi import judging
 
