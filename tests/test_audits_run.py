@@ -168,16 +168,19 @@ def test_an_uncollected_class_is_never_accused_over_many_orders_of_probes(unrest
     assert Counter(v.outcome for v in verdicts) == {"inconclusive": 24}
 
 
-def test_another_s_very_values_decide_whatever_the_claim_s_own_level_allows() -> None:
-    """At a level that nothing is ever below, as of a claim whose own answers are wide enough for everything."""
-    honest, other, none = world.FORMULAS["cpu/int8"], world.FORMULAS["cpu/bf16"], 1e-300
-    lie = world.verdict_on(other, "int8", alpha=none)
-    assert (lie.outcome, lie.answer) == ("contradicted", "cpu/bf16") and "cpu/int8" in lie.set_at
+def test_very_values_decide_whatever_levels_allow() -> None:
+    """At a level that nothing is ever below, as of platforms whose own answers are wide enough for everything."""
+    restless, steady, none = world.FORMULAS["cpu/int8"], world.FORMULAS["cpu/bf16"], 1e-300
+    lie = world.verdict_on(steady, "int8", alpha=none)
+    assert (lie.outcome, lie.answer, lie.set_at) == ("contradicted", "cpu/bf16", ["cpu/bf16"])
     assert lie.why == "int8 gives other values: the answers are those of cpu/bf16"
     assert lie.failed_factors == {"dtype": ["int8", "bf16"]}
-    for served, claim in ((honest, "int8"), (other, "bf16"), (world.uncollected(other, 0.55), "int8")):
-        assert world.verdict_on(served, claim, alpha=none).outcome == "inconclusive"
-    few = world.verdict_on(other, "int8", alpha=none, budget=AT_LEAST - 1)
+    true, unclaimed = (world.verdict_on(steady, claim, alpha=none) for claim in ("bf16", None))
+    assert (true.outcome, unclaimed.outcome) == ("consistent", "identified")
+    assert true.members == unclaimed.members == ["cpu/bf16"]
+    for served, claim in ((restless, "int8"), (world.uncollected(steady, 0.55), "int8")):
+        assert world.verdict_on(served, claim, alpha=none).outcome == "inconclusive", "nobody's values"
+    few = world.verdict_on(steady, "int8", alpha=none, budget=AT_LEAST - 1)
     assert few.outcome == "inconclusive", "too few answers to decide by"
 
 

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -238,21 +237,14 @@ def test_a_failed_endpoint_is_tried_again_and_a_mistake_is_not(tmp_path: Path) -
         assert len(tried) == (2 if kind is EndpointError else 1)
 
 
-def test_an_entry_keeps_the_whole_claim_and_a_contradicted_one_no_longer_fits() -> None:
-    """Where another's very values came, a claim whose answers vary may be inside its own level still."""
-    made = world.material("http://h", "bf16", claim_hardware="cpu")
-    verdict = world.verdict_on(world.FORMULAS["cpu/bf16"], "bf16")
-    entry = Entry("2026-01-02T00:00:00+00:00", "f", "failed")
-
-    def concluded(**more: Any) -> Entry:
-        found = Audit(Path("f"), made, cast("Any", None), replace(verdict, **more))
-        return check._concluded(entry, found)[0]
-
-    assert (concluded().claim, concluded().fits) == ("cpu/bf16", ("cpu/bf16",))
-    both = {"outcome": "contradicted", "set_at": ["cpu/bf16", "cpu/int8"]}
-    assert concluded(**both).fits == ("cpu/int8",)
-    assert concluded(**both | {"set_at": ["cpu/bf16"]}).fits == ("unknown",)
-    assert concluded(**both | {"set_at": []}).fits == ()
+def test_an_entry_keeps_the_whole_claim() -> None:
+    for claim, hardware, kept in (("bf16", None, "bf16"), ("bf16", "cpu", "cpu/bf16"), (None, "c*", "c*/*")):
+        verdict = world.verdict_on(world.FORMULAS["cpu/bf16"], claim, claim_hardware=hardware)
+        made = world.material("http://h", claim, claim_hardware=hardware)
+        found = Audit(Path("f"), made, cast("Any", None), verdict)
+        entry, candidates = check._concluded(Entry("2026-01-02T00:00:00+00:00", "f", "failed"), found)
+        assert (entry.claim, entry.fits, entry.outcome) == (kept, ("cpu/bf16",), "consistent")
+        assert candidates == sorted(world.FORMULAS)
 
 
 # ---------------------------------------------------------------- the verb

@@ -92,7 +92,7 @@ class _Judge:
         f.scores.append(self.scorer.scores(seen)[..., 0])
         f.processes.append(self.evidence.add(f.scores[-1]))
         claimed = self.material.claimed
-        left = [c for c, out in enumerate(f.excluded(settings.alpha)) if not out]
+        left = rules.left(self.scorer, f, settings.alpha)
         may_be = claimed.classes if claimed else ()
         parted = len(left) <= 1 or set(left) <= set(may_be)
         self._parted_at = (self._parted_at or len(f.processes)) if parted else None

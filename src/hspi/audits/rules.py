@@ -86,6 +86,12 @@ def enough(found: Findings, claimed: Sequence[int], alpha: float, parted_at: int
     return parted_at is not None and (bool(found.excluded(alpha).all()) or t >= max(AT_LEAST, 2 * parted_at))
 
 
+def left(scorer: Scorer, found: Findings, alpha: float) -> list[int]:
+    """The classes that may answer: those that are not excluded, and gave these very values where any did."""
+    some = [c for c, out in enumerate(found.excluded(alpha)) if not out]
+    return scorer.narrowed(found.together(), some) if len(found.seen) >= AT_LEAST and len(some) > 1 else some
+
+
 def format_is_to_tell(scorer: Scorer, found: Findings, claimed: Claimed, left: Sequence[int]) -> bool:
     """Whether a claim that does not stand lacks but the answers that tell a coarser number format from its own.
 
@@ -104,10 +110,9 @@ def conclude(material: Material, plan: Plan, scorer: Scorer, found: Findings) ->
         return inconclusive(material, plan, found, reason, EXACT)
     settings, told = material.settings, scorer.told
     judged, posterior, plan_of = scorer.judge(found.together(), settings.alpha)
-    out = found.excluded(settings.alpha)
-    left = [c for c in range(told.count) if not out[c]]
+    may_be = left(scorer, found, settings.alpha)
     claimed = material.claimed
-    outcome, why, answer = _outcome(material, scorer, found, left, claimed, judged)
+    outcome, why, answer = _outcome(material, scorer, found, may_be, claimed, judged)
     highest, platforms = found.highest(), scorer.data.platforms
     members = [] if answer == UNKNOWN else told.members_of(answer)
     p = float(np.exp(-max(highest[list(claimed.classes)].min(), 0.0))) if claimed and claimed.classes else None
@@ -121,13 +126,13 @@ def conclude(material: Material, plan: Plan, scorer: Scorer, found: Findings) ->
         members=members,
         plan=plan_of if answer != UNKNOWN else "",
         posterior={name: round(value, 6) for name, value in posterior.items()},
-        set_at=[told.names[c] for c in left] or [UNKNOWN],
+        set_at=[told.names[c] for c in may_be] or [UNKNOWN],
         claim_p_value=None if p is None else _digits(p),
         log10_e={n: round(float(highest[c] / np.log(10)), 3) for c, n in enumerate(told.names)},
         tested=[platforms[i].id for i in claimed.platforms] if claimed else [],
         failed_factors=told.factors(claimed, members, platforms) if claimed and outcome == "contradicted" else {},
-        not_told_apart=[list(told.members[c]) for c in left] if len(left) > 1 else [],
-        to_tell_more=_advice(plan, found, outcome, left),
+        not_told_apart=[list(told.members[c]) for c in may_be] if len(may_be) > 1 else [],
+        to_tell_more=_advice(plan, found, outcome, may_be),
     )
 
 
@@ -189,15 +194,12 @@ def _outcome(
 def _of_claim(
     scorer: Scorer, found: Findings, left: list[int], claimed: Claimed, judged: str, alpha: float
 ) -> tuple[str, str, str]:
-    """What becomes of a claim: it falls where it is excluded, or where another's very values come, on a ground besides
-    (`detectors/grounds.py`); it stands where nothing else does."""
+    """What becomes of a claim: it falls where it is excluded, by its level or by another's very values, on a ground
+    besides (`detectors/grounds.py`); it stands where nothing else does."""
     named, seen, claim = scorer.told.names, found.together(), claimed.claim
     answer = named[left[0]] if len(left) == 1 and judged == named[left[0]] else UNKNOWN
     standing = [c for c in claimed.classes if c in left]
-    decided = len(found.seen) >= AT_LEAST and bool(standing) and scorer.decides(seen, claimed)
-    if decided:
-        answer = UNKNOWN if judged in [named[c] for c in claimed.classes] else judged
-    if not standing or decided:
+    if not standing:
         ground = scorer.against(seen, claimed, np.asarray(found.processes[-1]))
         after = found.crossed(claimed.classes, alpha)
         excluded = f"{claim} is excluded after {after} answers" if after else f"{claim} gives other values"

@@ -18,13 +18,12 @@ from typing import Any
 
 from hspi import history, tracking, zoo
 from hspi.audits import run
-from hspi.audits.material import Material
 from hspi.audits.run import Audit, Request, Say, silent
 from hspi.client import shown_url
 from hspi.errors import ConfigError, EndpointError, Exit, HspiError
 from hspi.history import FAILED, Entry, State
 from hspi.monitor.webhook import checked, notify
-from hspi.verdict import UNKNOWN, Verdict
+from hspi.verdict import UNKNOWN
 
 STAMP = "%Y%m%dT%H%M%SZ"
 GO_ON = timedelta(hours=1)  # what a kill left unfinished before that stays as it is: its answers are of another time
@@ -145,17 +144,8 @@ def _concluded(entry: Entry, found: Audit) -> tuple[Entry, list[str]]:
         return replace(entry, answer=name, fits=(name,)), [f"number format {only}"]
     if not entry.conclusive:
         return entry, known
-    fits = [m for c in _left(made, verdict) for m in (told.members_of(c) if told else [c])]
+    fits = [m for c in verdict.set_at for m in (told.members_of(c) if told else [c])]
     return replace(entry, fits=tuple(fits)), known
-
-
-def _left(made: Material, verdict: Verdict) -> list[str]:
-    """The classes that may answer. A claim that fell to another's very values may be inside its own level still."""
-    told, claimed = made.told, made.claimed
-    if verdict.outcome != "contradicted" or not verdict.set_at or told is None or claimed is None:
-        return verdict.set_at
-    gone = {told.names[c] for c in claimed.classes}
-    return [name for name in verdict.set_at if name not in gone] or [UNKNOWN]
 
 
 def _folders(root: Path, entries: Sequence[Entry], now: datetime) -> list[Path]:

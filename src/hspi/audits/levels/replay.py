@@ -18,6 +18,7 @@ import numpy.typing as npt
 from hspi.audits.levels.level import Offer, Sequential
 from hspi.audits.levels.scorer import VIEWS, Bools, Scorer
 from hspi.detectors.detector import FEWEST, Detector
+from hspi.detectors.grounds import Grounds
 from hspi.detectors.number_format import Formats
 from hspi.detectors.verifier import log_odds, own_distances, verifier_rows
 from hspi.detectors.virtual_families import Claimed
@@ -154,10 +155,10 @@ class ReplayScorer(Scorer):
         found = self.detector.judge(seen, alpha=alpha)
         return found.answer, found.posterior, found.plan
 
-    def decides(self, seen: Observation, claimed: Claimed) -> bool:
-        grounds = self.detector.grounds(self.model)
-        same = grounds.same(self.detector.beside(seen).pairs)
-        return bool(grounds.decides(claimed.platforms, claimed.hardware, same))
+    def narrowed(self, seen: Observation, left: list[int]) -> list[int]:
+        same = np.flatnonzero(Grounds.same(self.detector.beside(seen).pairs))
+        gave = {self.told.label[int(i)] for i in same}
+        return [c for c in left if c in gave] or left
 
     def against(self, seen: Observation, claimed: Claimed, log_e: npt.NDArray[np.float64]) -> str:
         return self.detector.against(seen, claimed)

@@ -96,9 +96,11 @@ class Scorer(ABC):
         """(the class that all answers together are likest, or "unknown"; a posterior, empty where there is none; the
         kernel plan of a virtual GPU, "" for others)."""
 
-    def decides(self, seen: Observation, claimed: Claimed) -> bool:
-        """Whether a rival gave these very values and nobody claimed did (`Grounds.decides`)."""
-        return False
+    def narrowed(self, seen: Observation, left: list[int]) -> list[int]:
+        """Of the classes that are not excluded those that gave these very values, if any did: one whose answers vary is
+        never excluded from what lies among them, but it does not give another's values bit for bit.
+        """
+        return left
 
     def told_format(self, seen: Observation) -> Formats | None:
         """What the residuals say of the number format, where this level sees them."""
