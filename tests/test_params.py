@@ -18,7 +18,6 @@ ROOT = Path(__file__).parent.parent
 GOOD: dict[str, Any] = {
     "models": ["llama"],
     "probes": {"seed": 1, "length": 8, "sets": {"text": {"size": 4}, "words": {"size": 2, "positions": 3}}},
-    "nuisances": [{"name": "b1"}, {"name": "b4", "batch_size": 4, "company": "shuffled", "seed": 2}],
     "use": ["amd-zen3/*", "torch-fp32"],
 }
 
@@ -79,9 +78,6 @@ def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
         (["probes", "sets", "text", "top_k"], 0, "top_k >= 1"),
         (["probes", "sets", "words", "positions"], 9, "positions <= length"),
         (["probes", "sets", "riddles"], {"size": 4}, "riddles"),
-        (["nuisances", 0, "batch_size"], 0, "batch_size >= 1"),
-        (["nuisances", 0, "company"], "random", "company must be one of"),
-        (["nuisances", 1, "name"], "b1", "b1"),
         (["models"], ["llama", "llama"], "llama"),
         (["use"], ["torch-fp32", "torch-fp32"], "torch-fp32"),
         (["use"], [], "use must hold globs such as 'amd-zen3/*', but got []"),

@@ -64,49 +64,52 @@ class Grounds:
         """Which candidates gave these very values: (…, C)."""
         return np.asarray((pairs[..., EQUAL] >= FITS) & (pairs[..., MISSING] <= 1 - FITS))
 
-    def rivals(self, claimed: Sequence[int], hardware: bool) -> Bools:
-        """Whose fit contradicts a claim that the platforms `claimed` are: (C,). hardware: whether the claim names it.
+    def others(self, claimed: Sequence[int], hardware: bool) -> Bools:
+        """Whose very values contradict a claim that the platforms `claimed` are: (C,). hardware: whether it names any.
 
-        One of another engine or number format does, and one with other kernels; an unsteady one only if its number
-        format is another, for what it may answer is wide. The same software on other hardware or held to another ISA
-        may share kernels with a batch class of the claim's: it counts only against a claim that names its hardware, and
-        where no batch class is missing.
+        Those of another engine or number format do, and those with other kernels. The same software on other hardware
+        or held to another ISA may share kernels with a batch class of the claim's: it counts only against a claim that
+        names its hardware, and where no batch class is missing.
         """
         own = {self.label[i] for i in claimed}
         whole = hardware and all(self.complete[i] for i in claimed)
         recipes = {self.platforms[i].recipe for i in claimed}
-        formats = {format_of(self.platforms[i]) for i in claimed}
         return np.array(
             [
-                bool(claimed)
-                and self.label[r] not in own
-                and (whole or p.recipe not in recipes)
-                and (self.steady[r] or format_of(p) not in formats)
+                bool(claimed) and self.label[r] not in own and (whole or p.recipe not in recipes)
                 for r, p in enumerate(self.platforms)
             ]
         )
 
-    def speaks(self, claimed: Sequence[int], hardware: bool, fits: Bools, pairs: F32) -> Bools:
-        """The rivals that fit; none where somebody claimed gave these very values: (…, C).
+    def rivals(self, claimed: Sequence[int], hardware: bool) -> Bools:
+        """Whose likeness alone contradicts such a claim: (C,). Of the others an unsteady one only if its number format
+        is another, for what it may answer is wide."""
+        formats = {format_of(self.platforms[i]) for i in claimed}
+        told = [s or format_of(p) not in formats for s, p in zip(self.steady, self.platforms, strict=True)]
+        return np.asarray(self.others(claimed, hardware) & np.array(told))
 
-        fits (…, C), pairs (…, C, F). An unsteady rival must be nearer than everybody claimed as well: it fits whatever
-        is no farther from it than it is from itself, honest platforms on hardware that nobody collected among them.
+    def speaks(self, claimed: Sequence[int], hardware: bool, fits: Bools, pairs: F32) -> Bools:
+        """The rivals that gave these very values, or fit; none where somebody claimed gave these values: (…, C).
+
+        fits (…, C), pairs (…, C, F). An unsteady rival that fits must be nearer than everybody claimed as well: it fits
+        whatever is no farther from it than it is from itself, honest platforms on hardware that nobody collected among
+        them.
         """
-        own = list(claimed)
+        own, same = list(claimed), self.same(pairs)
         distance = np.nan_to_num(pairs[..., DISTANCE], nan=np.inf)
         nearer = distance < distance[..., own].min(axis=-1, initial=np.inf, keepdims=True)
-        same = self.same(pairs)[..., own].any(axis=-1, keepdims=True)
-        found = fits & self.rivals(claimed, hardware) & (np.asarray(self.steady) | nearer)
-        return np.asarray(found & ~same)
+        alike = fits & self.rivals(claimed, hardware) & (np.asarray(self.steady) | nearer)
+        theirs = same[..., own].any(axis=-1, keepdims=True)
+        return np.asarray((alike | (same & self.others(claimed, hardware))) & ~theirs)
 
     def decides(self, claimed: Sequence[int], hardware: bool, same: Bools) -> Bools:
-        """Whether a steady rival gave these very values and nobody claimed did, which needs no level: (…).
+        """Whether a rival gave these very values and nobody claimed did, which needs no level: (…).
 
         same (…, C). A platform whose answers vary is never excluded by its own levels from what lies among them, but
         it does not give another's values bit for bit.
         """
-        rivals = self.rivals(claimed, hardware) & np.asarray(self.steady)
-        return np.asarray((same & rivals).any(axis=-1) & ~same[..., list(claimed)].any(axis=-1))
+        others = self.others(claimed, hardware)
+        return np.asarray((same & others).any(axis=-1) & ~same[..., list(claimed)].any(axis=-1))
 
     @staticmethod
     def strays(claimed: Sequence[int], hardware: bool, pairs: F32) -> Bools:
