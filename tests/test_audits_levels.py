@@ -23,10 +23,11 @@ from hspi.audits.levels.agreement import NEAR_TIE, RoundedScorer, Symbols, TextS
 from hspi.audits.levels.level import Offer
 from hspi.audits.levels.residual import FEWEST, REFERENCE, Residual, said_of
 from hspi.cli import main
-from hspi.detectors.number_format import Formats
+from hspi.detectors.number_format import Formats, format_of
 from hspi.errors import DataError
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.observation import Observation
+from hspi.platforms import machine
 from hspi.platforms.catalogue import get
 from hspi.signatures.top_k import top_k
 from lessening import Lessening
@@ -131,12 +132,16 @@ TEMPLATE = "{% for m in messages %}<s>{{ m['content'] }}</s>{% endfor %}{% if ad
 
 
 @pytest.fixture(scope="module")
-def behind(smoke: Tree) -> Iterator[str]:
-    """A platform that the pipeline's library lacks, served for real."""
-    port = free_port()
+def behind(smoke: Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A platform that neither the pipeline's library nor what ships here has, served for real."""
+    port, away = free_port(), tmp_path_factory.mktemp("away")
+    for folder in smoke.path.glob("data/signatures/*/torch-bf16-eager"):
+        shutil.move(folder, away / folder.parent.name)
     command = ["hspi", "serve", "--platform", "torch-bf16-eager", "--model", "llama", "--port", str(port)]
     with smoke.serving(*command, ready=f"http://127.0.0.1:{port}/health"):
         yield f"http://127.0.0.1:{port}/v1"
+    for folder in away.iterdir():  # other tests find the tree as the pipeline left it
+        shutil.move(folder, smoke.path / "data" / "signatures" / folder.name / "torch-bf16-eager")
 
 
 def audit(url: str, out: Path, *more: str, weights: str = "llama", code: int | None = None) -> dict[str, Any]:
@@ -164,7 +169,7 @@ def test_an_honest_virtual_gpu_is_consistent_over_http(
         found = audit(url, tmp_path / "true", "--claim", claim, *candidates, code=0)
         lie = audit(url, tmp_path / "lie", "--claim", "torch-fp32", *candidates, code=1)
     assert (found["outcome"], found["answer"], found["plan"]) == ("consistent", "vgpu:ampere+ada:bf16", "k1")
-    assert found["members"] == lie["members"] == [claim]
+    assert found["members"] == lie["members"] == found["tested"] == [f"virtual-a100/{claim}"]
 
 
 @pytest.mark.slow
@@ -172,23 +177,30 @@ def test_an_honest_virtual_gpu_is_consistent_over_http(
 def test_levels_on_a_real_server(smoke: Tree, behind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(smoke.path)
     here, local = "torch-bf16-eager", ["--candidates", "local,store"]
+    full = f"{machine.hardware_here(get(here)).id}/{here}"
 
-    unknown = audit(behind, tmp_path / "unknown", "--claim", here, code=2)
-    assert "--candidates local,store" in unknown["said"] and here in unknown["said"]
+    unknown = audit(behind, tmp_path / "unknown", "--claim", "abacus", code=2)
+    assert "--candidates local,store" in unknown["said"] and "abacus" in unknown["said"]
+    untested = audit(behind, tmp_path / "untested", "--claim", here, code=3)
+    assert untested["tested"] == [] and f"no candidate is {here}" in untested["why"]
 
     first = audit(behind, tmp_path / "local", "--claim", here, *local)
     assert f"collecting {here}" in first["told"] and first["level"] == "replay"
-    own = folders.load(tmp_path / "local").detector.library("llama").class_of(here)[0]  # its class, as measured here
-    assert own in first["set_at"] and first["outcome"] in ("consistent", "inconclusive")
+    own = folders.load(tmp_path / "local").detector.library("llama").class_of(full)[0]  # its class, as measured here
+    assert (first["set_at"], first["outcome"], first["tested"]) == ([own], "consistent", [full])
     lie = audit(behind, tmp_path / "lie", "--claim", "torch-fp32", *local)
-    assert "collecting" not in lie["told"] and lie["outcome"] == "contradicted" and here in lie["members"]
+    assert "collecting" not in lie["told"] and lie["outcome"] == "contradicted" and full in lie["members"]
+    assert len({name.partition("/")[0] for name in lie["tested"]}) > 1, "on every hardware that ships"
 
     with Lessening(behind, "rounded-2").serving() as url:
         true = audit(url, tmp_path / "rounded", "--claim", here, *local)
         assert true["level"] == "replay, rounded to 2 decimals" and own in true["set_at"]
         false = audit(url, tmp_path / "rounded-lie", "--claim", "torch-fp32", *local)
         assert false["outcome"] == "contradicted" and own in false["set_at"]
-        assert {get(name).dtype for name in false["set_at"]} == {"bf16"}
+        data = folders.load(tmp_path / "rounded-lie").detector.library("llama").data
+        left = [(p, s) for p, s in zip(data.platforms, data.steady, strict=True) if p.id in false["set_at"]]
+        assert {p.dtype for p, steady in left if steady} == {"bf16"}  # dynamic int8 is hardly like itself either
+        assert "fp32" not in {format_of(p) for p, _ in left}
         if false["members"]:  # two decimals part bf16 from bf16 on some CPUs alone
             assert false["failed_factors"]["dtype"] == ["fp32", "bf16"]
     with Lessening(behind, "silent").serving() as url:
