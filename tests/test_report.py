@@ -354,7 +354,7 @@ MILAN = {
     "cpu_vendor": "AuthenticAMD",
     "cpu_model": "AMD EPYC",
     "cpu_family_model_stepping": "25/1/1",
-    "cpu_flags": "avx fma avx2",
+    "cpu_flags": "sse4_2 avx fma avx2 f16c",
 }
 
 
