@@ -204,7 +204,7 @@ def _claims(evaluation: Evaluation) -> str:
     rows, metrics = evaluation.tables.get("false_alarm", []), evaluation.metrics
     text = ""
     if rows:
-        head = ["α", "true claims rejected", "95 % interval", "audits", "worst class", "its upper bound", "which"]
+        head = ["α", "true claims contradicted", "95 % interval", "audits", "worst class", "its upper bound", "which"]
         lines = [_alarm(evaluation, row) for row in rows]
         text = table([*head, "excluded by the test alone"], lines, "nnnnnn n", stack=True)
         text += (
@@ -222,7 +222,7 @@ def _claims(evaluation: Evaluation) -> str:
 
 
 def _alarm(evaluation: Evaluation, row: Row) -> list[str]:
-    """A row of the table of rejected claims; "–" for what the evaluation did not measure."""
+    """A row of the table of true claims; "–" for what the evaluation did not measure."""
     bounds = f"{rate(number(row, 'ci_low'))} – {rate(number(row, 'ci_high'))}"
     worst, upper = (rate(number(row, c)) if row.get(c) else "–" for c in ("worst", "worst_upper"))
     where = row.get("worst_platform") or ""
