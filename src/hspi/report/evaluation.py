@@ -25,14 +25,14 @@ CAPTIONS = {
     "class on some model. Palest: pairs that are never nearest to one another, which were not compared. The frame "
     "marks the lowest pair.",
     "accuracy_by_tokens": "Macro accuracy over all classes, with 95 % intervals over probes for the larger top-k. Held "
-    "out: probes and batch class. “Nearest” picks the candidate with the least squared distance and knows one "
-    "setting of each. The paper’s HSPI-LD reads 32 tokens with 256 values each, more than an API gives.",
+    "out: probes and batch size. “Nearest” picks the candidate with the least squared distance, untrained. The "
+    "paper’s HSPI-LD reads 32 tokens with 64 values each.",
     "open_set": "Scores with the true platform among the candidates, and the same observations with it taken away. "
-    "Neither was trained on: held out are the platform and the batch class.",
+    "Neither was trained on: held out is the platform.",
     "reliability": "On the dashed line, a stated probability is the share of right answers. Beside each point: how "
     "many samples. Calibrated on probes that neither trained the detector nor are tested here.",
     "by_factor": "Even a wrong answer may have the right hardware, number format or engine. Held out: probes and batch "
-    "class.",
+    "size.",
     "residuals_one_probe": "Log-probability less the float64 reference of the same weights and tokens, median removed. "
     "A platform has a pattern and a scale of its own; where it keeps them when the batch changes, circles fall on the "
     "tips of the bars. Mind the scale of each row. No detector was involved.",
@@ -242,9 +242,11 @@ def _figures(shown: dict[str, Picture], *names: str, narrow: bool = False) -> st
 
 
 METHOD = """<ul>
-<li><b>Held-out probes and batch class.</b> A quarter of the prompts trains, a quarter calibrates, half is scored. Each
-batch class (batch sizes and company that give the same bits) is left out once: the detector never saw it, and the
-observation’s own is not in the candidates’ library.</li>
+<li><b>Held-out probes and batch size.</b> A quarter of the prompts trains, a quarter calibrates, half is scored. No
+answer that is scored was observed in training. A batch class (batch sizes that give the same bits) has its signature
+among the candidates; a platform whose answers vary with their company has the observed ones left out there.</li>
+<li><b>Held-out batch class.</b> The same of platforms with several classes, the observed one not among the
+candidates.</li>
 <li><b>Held-out model.</b> The detector was trained on the other models alone; the candidates’ signatures on the new one
 are given to it. So are they for a held-out platform, with its equivalence class kept whole on one side.</li>
 <li><b>Held-out hardware.</b> All platforms of one machine are kept from training; then its signatures are given to the

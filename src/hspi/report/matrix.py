@@ -49,7 +49,7 @@ def matrix(evaluation: Evaluation) -> Picture | None:
         _strips(ax, evaluation, pairs.platforms)
     _frame_worst(ax, pairs, 0.5 if n <= MOST_LABELLED else 1.5)
     a, b, value = worst
-    held_out = "held out: probes and batch class"
+    held_out = "held out: probes and batch size"
     marks = "   ".join(f"{mark} {kind}" for kind, mark in MARKS.items())
     title = f"lowest pair: {rate(value)}   {a}  /  {b}\n{held_out}" + (f"      {marks}" if n <= MOST_LABELLED else "")
     fig.suptitle(title, fontsize=8.5, ha="left", x=0.02, color=INK, linespacing=1.6)
