@@ -1,8 +1,8 @@
 """Training and scoring against the paper's detector: LinearSVC one-vs-one on split floats, as published.
 
-Both learn the same platforms of one model from the same signatures, every batch class of them, and are scored on
-prompts that neither saw. Evidence extraction counts on both sides. Target: trained at least ten times as fast, at
-higher accuracy.
+Both learn the same platforms of one model and are scored on prompts that neither saw: the paper's in the first batch
+class of each, as the protocol has it (`evaluation/paper.py`), ours in every one. Evidence extraction counts on both
+sides. Target: trained at least ten times as fast, at higher accuracy.
 """
 
 from __future__ import annotations
