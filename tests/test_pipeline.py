@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 from conftest import Tree, free_port, script
 from hspi import quiet, tracking
 from hspi.cli import main
+from hspi.platforms import catalogue, machine
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ("src/", "docs/")  # what git holds
