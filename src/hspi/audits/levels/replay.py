@@ -18,16 +18,17 @@ import numpy.typing as npt
 from hspi.audits.levels.level import Offer, Sequential
 from hspi.audits.levels.scorer import VIEWS, Bools, Scorer
 from hspi.detectors.detector import FEWEST, Detector
-from hspi.detectors.grounds import Grounds
+from hspi.detectors.grounds import FITS as SAME
 from hspi.detectors.number_format import Formats
 from hspi.detectors.verifier import log_odds, own_distances, verifier_rows
 from hspi.detectors.virtual_families import Claimed
 from hspi.evidence.aligned import place
 from hspi.evidence.observation import Observation
-from hspi.evidence.replay import F32, nearest_setting, pair_features, pair_statistics
+from hspi.evidence.replay import F32, STATISTICS, nearest_setting, pair_features, pair_statistics
 from hspi.files import read_array, write_array
 from hspi.splits import Index
 
+EQUAL = STATISTICS.index("equal")
 VERSION = 2  # raise when the same detector and library would give other scores
 
 
@@ -156,12 +157,21 @@ class ReplayScorer(Scorer):
         return found.answer, found.posterior, found.plan
 
     def narrowed(self, seen: Observation, left: list[int]) -> list[int]:
-        same = np.flatnonzero(Grounds.same(self.detector.beside(seen).pairs))
-        gave = {self.told.label[int(i)] for i in same}
-        return [c for c in left if c in gave] or left
+        classes = {self.told.label[int(i)] for i in np.flatnonzero(self.gave(seen))}
+        return [c for c in left if c in classes] or left
+
+    def gave(self, seen: Observation) -> Bools:
+        """Which platforms gave these very values, each answer under whichever setting has most of them: (C,).
+
+        Not under the nearest: two settings that differ by the softmax's normaliser alone are equally near.
+        """
+        at = np.asarray([self._index[p] for p in seen.probes])
+        (found,) = self._statistics([self.observed(seen, at)], at, np.arange(len(self.present)))
+        equal = np.where(self.present[..., None], found[..., EQUAL], 0.0).max(axis=1)
+        return np.asarray(equal.mean(axis=1) >= SAME * self.k)
 
     def against(self, seen: Observation, claimed: Claimed, log_e: npt.NDArray[np.float64]) -> str:
-        return self.detector.against(seen, claimed)
+        return "" if self.gave(seen)[list(claimed.platforms)].any() else self.detector.against(seen, claimed)
 
     def told_format(self, seen: Observation) -> Formats | None:
         return self.detector.told_format(seen)
