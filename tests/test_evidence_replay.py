@@ -147,6 +147,15 @@ def test_answer_by_answer_the_nearest_usable_setting_speaks_for_a_candidate() ->
     np.testing.assert_array_equal(nearest_setting(found, np.broadcast_to(usable, (2, 3, 4)))[:, 0], nearest[:, 0])
 
 
+def test_of_settings_that_are_equally_near_the_one_with_the_very_bits_speaks() -> None:
+    """Two batch classes may differ by the softmax's normaliser alone, which distance does not see."""
+    found = np.zeros((2, 1, len(STATISTICS)), np.float32)
+    found[:, 0, COLUMN["log_distance"]] = -9.6, -9.5
+    found[1, 0, COLUMN["all_equal"]] = 1
+    assert nearest_setting(found, np.ones(2, bool))[0, COLUMN["all_equal"]] == 1
+    assert nearest_setting(found, np.array([True, False]))[0, COLUMN["all_equal"]] == 0
+
+
 def test_features_are_of_the_pair_and_of_its_excess_over_the_candidate_s_own_unrest() -> None:
     rng = np.random.default_rng(0)
     pairs = rng.normal(size=(2, 3, len(PAIR_FEATURES))).astype(np.float32)

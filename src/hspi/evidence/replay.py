@@ -30,7 +30,7 @@ STATISTICS = (
     "correlation",  # of the residuals, of this probe alone
 )
 T = len(STATISTICS)
-LOG_DISTANCE = STATISTICS.index("log_distance")
+LOG_DISTANCE, ALL_EQUAL = STATISTICS.index("log_distance"), STATISTICS.index("all_equal")
 
 PAIR_FEATURES = (
     "distance",
@@ -163,9 +163,11 @@ def nearest_setting(statistics: F32, usable: npt.NDArray[np.bool_]) -> F32:
     """Of each probe, the statistics of the candidate's setting that is nearest to its answer: (…, S, P, T) → (…, P, T).
 
     usable (…, S): which settings stand in the library; NaN where none does. Answer by answer, since a server's batches
-    grow and shrink while it is asked, and with them the kernels that run.
+    grow and shrink while it is asked, and with them the kernels that run. A setting with the very bits comes first: one
+    that differs by the normaliser's shift alone is no farther.
     """
-    distance = np.where(usable[..., None], statistics[..., LOG_DISTANCE], np.inf)
+    apart = np.where(statistics[..., ALL_EQUAL] == 1, -np.inf, statistics[..., LOG_DISTANCE])
+    distance = np.where(usable[..., None], apart, np.inf)
     best = np.argmin(distance, axis=-2)
     found = np.take_along_axis(statistics, best[..., None, :, None], axis=-3)[..., 0, :, :]
     some = np.asarray(usable.any(axis=-1))
