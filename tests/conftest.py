@@ -107,14 +107,15 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
 
 @pytest.fixture
 def orchestrator(smoke: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The API of a Prefect server with a database and work pool of this test's own, which the tree's tools speak to."""
+    """The API of a Prefect server with a database and work pools of this test's own, which the tree's tools speak to."""
     port = str(free_port())
     api = f"http://127.0.0.1:{port}/api"
     own = {"PREFECT_API_URL": api, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_WORKER_QUERY_SECONDS": "1"}
     for name, value in own.items():
         monkeypatch.setitem(smoke.environment, name, value)
     with smoke.serving("prefect", "server", "start", "--host", "127.0.0.1", "--port", port, ready=f"{api}/health"):
-        smoke.run("prefect", "work-pool", "create", "--type", "process", "hspi-cpu")
+        for pool in ("hspi-cpu", "hspi-nvidia"):  # deploying wants all that prefect.yaml names
+            smoke.run("prefect", "work-pool", "create", "--type", "process", pool)
         yield api
     assert not answers(f"{api}/health"), "the server ends with the test"
 

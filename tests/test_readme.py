@@ -185,7 +185,7 @@ def test_the_documented_trial_of_a_model_collects(tmp_path: Path) -> None:
     (command,) = [c for c in COMMANDS if "--model data/zoo/llama" in c]
     words = [w.replace("/tmp/tried", str(tmp_path)) for w in shlex.split(command)[1:]]
     subprocess.run([sys.executable, "-m", "hspi", *words, "--progress", "none"], cwd=ROOT, check=True)
-    assert list(tmp_path.glob("torch-fp32/llama/text.b1.parquet"))
+    assert list(tmp_path.glob("*/torch-fp32/llama/text.b1.parquet")), "<hardware>/<software>/<model>"
 
 
 @pytest.mark.slow
