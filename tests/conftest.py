@@ -107,7 +107,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tree]:
 
 @pytest.fixture
 def orchestrator(smoke: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The API of a Prefect server with a database and work pools of this test's own, which the tree's tools speak to."""
+    """The API of a Prefect server with a database and work pools of this test's own, which the tree's tools ask."""
     port = str(free_port())
     api = f"http://127.0.0.1:{port}/api"
     own = {"PREFECT_API_URL": api, "PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_WORKER_QUERY_SECONDS": "1"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hspi.evidence.aligned import ABSENT, Aligned
-from hspi.evidence.equivalence import Classes, bits, measure, own_settings
+from hspi.evidence.equivalence import Classes, bits, measure
 from hspi.platforms.record import Platform
 
 P, K, S = 40, 12, 3
@@ -36,16 +36,14 @@ def classes_of(data: Aligned) -> Classes:
     return measure(data, 8)
 
 
-@pytest.mark.parametrize(("steady", "nearer"), [(True, 0.5), (False, 0.0)])
-def test_the_same_bits_are_one_class_and_other_patterns_are_others(steady: bool, nearer: float) -> None:
-    """nearer: how often an answer is nearer to its own platform's, of which an unsteady one's own setting is left out,
-    than to the very same bits."""
+@pytest.mark.parametrize("steady", [True, False])
+def test_the_same_bits_are_one_class_and_other_patterns_are_others(steady: bool) -> None:
     data = build([1, 2, 3], steady=steady)
     data.logprobs[2], data.raw[2] = data.logprobs[0], data.raw[0]
     found = classes_of(data)
     assert found.label == [0, 1, 0]
     assert found.members(0) == ["p0", "p2"] and found.name(1) == "p1" and found.count == 2
-    assert found.separation[0, 1] > 0.99 and found.separation[0, 2] == nearer
+    assert found.separation[0, 1] > 0.99 and found.separation[0, 2] == 0.5
 
 
 def test_twins_under_nuisance_are_merged_nearly_always_and_others_never() -> None:
@@ -70,7 +68,7 @@ def test_separation_is_symmetric_and_half_on_the_diagonal() -> None:
 
 
 def test_distances_grow_with_what_parts_two_platforms() -> None:
-    data = build([1, 1, 2])
+    data = build([1, 1, 2], steady=True)
     data.logprobs[1], data.raw[1] = data.logprobs[0], data.raw[0]
     found = classes_of(data).distance
     assert found[0, 1] == found[0, 0] < found[0, 2] - 3
@@ -84,8 +82,8 @@ def test_distances_grow_with_what_parts_two_platforms() -> None:
 def test_a_steady_platform_s_own_setting_stands_for_it() -> None:
     """Its class answers so again, so that what parts it from a twin by batch class is told as often as it is seen."""
     steady, unsteady = (build([1, 1, 2], steady=x) for x in (True, False))
-    assert own_settings(steady, 0, 1).tolist() == [True] * S
-    assert own_settings(unsteady, 0, 1).tolist() == [True, False, True]
+    assert steady.beside(0, 1)[0].tolist() == [True] * S
+    assert unsteady.beside(0, 1)[0].tolist() == [True, False, True]
     assert classes_of(steady).label == [0, 1, 2] and classes_of(unsteady).label == [0, 0, 1]
 
 
@@ -100,8 +98,8 @@ def test_steady_platforms_that_share_some_batch_classes_are_told_by_the_rest() -
 def test_who_is_asked_alone_repeats_whether_steady_or_not() -> None:
     data = build([1, 2])
     data.settings[0] = {"b1": "1", "b3": "3", "b4": "4"}
-    assert own_settings(data, 0, 0).tolist() == [True] * S
-    assert own_settings(data, 0, 1).tolist() == [True, False, True]
+    assert data.beside(0, 0)[0].tolist() == [True] * S
+    assert data.beside(0, 1)[0].tolist() == [True, False, True]
 
 
 def test_a_steady_platform_with_one_setting_is_measured() -> None:

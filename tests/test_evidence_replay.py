@@ -50,7 +50,7 @@ def plainly(observed: Answer, candidate: Answer, reference: npt.NDArray[np.float
     asked = [s for s in range(SLOTS) if rank_o[p, s] < k]
     both = [s for s in asked if rank_c[p, s] != ABSENT]
     if not both:
-        return [0.0] * 9 + [1.0, 0.0]
+        return [0.0] * 9 + [1.0, 0.0, 0.0]
     o, c, ref = (np.array([float(x[p, s]) for s in both]) for x in (lp_o, lp_c, reference))
     x, y, z = o - ref, c - ref, o - c
     x, y, z = (v - np.median(v) for v in (x, y, z))
@@ -67,6 +67,7 @@ def plainly(observed: Answer, candidate: Answer, reference: npt.NDArray[np.float
         *(oo, cc, oc, dd),
         np.log10((dd + 0.1 * floor) / (oo + cc + floor)),
         oc / np.sqrt((oo + 1e-3 * floor) * (cc + 1e-3 * floor)),
+        float(equal == min(k, K)),  # of one setting
     ]
 
 
@@ -135,6 +136,7 @@ def test_answer_by_answer_the_nearest_usable_setting_speaks_for_a_candidate() ->
     """A server's batches grow and shrink while it is asked: one answer is of one class, the next of another."""
     rng = np.random.default_rng(0)
     found = rng.normal(size=(2, 3, 4, 5, len(STATISTICS))).astype(np.float32)  # sample, candidate, setting, probe
+    found[..., COLUMN["settings_equal"]] = 0  # none gives the very bits
     usable = np.array([[1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]], bool)
     nearest = nearest_setting(found, np.broadcast_to(usable, (2, 3, 4)))
     assert nearest.shape == (2, 3, 5, len(STATISTICS)) and nearest.dtype == np.float32
@@ -154,6 +156,16 @@ def test_of_settings_that_are_equally_near_the_one_with_the_very_bits_speaks() -
     found[1, 0, COLUMN["all_equal"]] = 1
     assert nearest_setting(found, np.ones(2, bool))[0, COLUMN["all_equal"]] == 1
     assert nearest_setting(found, np.array([True, False]))[0, COLUMN["all_equal"]] == 0
+
+
+def test_a_candidate_s_settings_that_give_the_very_bits_are_counted() -> None:
+    found = np.zeros((4, 2, len(STATISTICS)), np.float32)  # settings, probes
+    found[:3, 0, COLUMN["all_equal"]] = 1
+    found[3] = np.nan  # not collected
+    nearest = nearest_setting(found, np.array([True, True, False, False]))
+    np.testing.assert_array_equal(nearest[:, COLUMN["settings_equal"]], [1, 0])
+    nearest = nearest_setting(found, np.array([True, False, False, True]))
+    assert nearest[0, COLUMN["settings_equal"]] == 0.5
 
 
 def test_features_are_of_the_pair_and_of_its_excess_over_the_candidate_s_own_unrest() -> None:

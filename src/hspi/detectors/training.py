@@ -13,6 +13,7 @@ from hspi.detectors.calibration import Calibration, OwnScores, fit_temperature
 from hspi.detectors.estimators import Boosted
 from hspi.detectors.unsteady import origin, with_twins
 from hspi.detectors.verifier import (
+    ALL_EQUAL,
     MONOTONE,
     Comparisons,
     Row,
@@ -132,7 +133,8 @@ def calibrate(verifier: Boosted, benches: Sequence[Bench], held: Held | None = N
             right.extend(found[at, truth].tolist())
             temperatures.append(fit_temperature(np.maximum(found, FAR), truth))
             if n == 32:
-                others = found.copy()
+                same = spread(table.features[..., ALL_EQUAL], table.who, len(bench.data.platforms))
+                others = np.where(class_scores(same, bench.classes) == 1, -np.inf, found)  # those are no wrong ones
                 others[at, truth] = -np.inf
                 unknown.append((np.quantile(found[at, truth], 0.005), np.quantile(others.max(axis=1), 0.995)))
         true_scores[f"{n}x{k}"] = sorted(right)

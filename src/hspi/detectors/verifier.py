@@ -32,13 +32,15 @@ from hspi.evidence.replay import (
 from hspi.splits import Index
 
 VERIFIER_FEATURES = (*FEATURES, "log2_probes", "top_k")
+SETTINGS_EQUAL, ALL_EQUAL = (VERIFIER_FEATURES.index(n) for n in ("settings_equal", "all_equal"))
 MONOTONE = tuple(DIRECTION.get(name, 0) for name in VERIFIER_FEATURES)
 NEAREST_WRONG, RANDOM_WRONG = 6, 4  # negatives kept for each sample: the hard ones, and a few of the rest
 # Platforms that an observation is compared with where many observations are: the nearest, by what was measured of the
 # library. So the work grows with the number of platforms, not with its square.
 RIVALS = 24
 
-TIE = 0.02  # log-odds for each factor of ten in squared distance
+TIE = 0.02  # log-odds for each factor of ten in squared distance, and for all of a candidate's settings beside none
+VERY = 4.0  # log-odds where all answers are the candidate's bit for bit, which trees do not set above likeness
 
 Row = tuple[int, int]  # (platform, setting)
 
@@ -65,14 +67,14 @@ class Comparisons:
     def __post_init__(self) -> None:
         self._at.update({row: i for i, row in enumerate(self.rows)})
         object.__setattr__(self, "present", self.data.present)
-        object.__setattr__(self, "restless", restless(self.data))
+        object.__setattr__(self, "restless", self.data.restless)
 
     @classmethod
     def of(cls, data: Aligned, k: int, distance: npt.NDArray[np.float64] | None = None) -> Comparisons:
         """k: tokens of each answer that are compared; distance (C, C): how far platforms are apart, of which the
         nearest are compared (without it, every platform with every one)."""
         rivals = nearest_platforms([p.hardware for p in data.platforms], distance)
-        rows, present = data.rows, data.present
+        rows = data.rows
         cross = np.empty((len(rows), rivals.shape[1], len(data.probes), T), np.float32)
 
         def fill(i: int) -> None:
@@ -80,7 +82,7 @@ class Comparisons:
             theirs, ranks = data.logprobs[rivals[a]], data.rank[rivals[a]]
             flat = theirs.reshape(-1, *theirs.shape[2:]), ranks.reshape(-1, *ranks.shape[2:])
             found = pair_statistics(data.logprobs[a, b], data.rank[a, b], flat[0], flat[1], data.reference, k)
-            cross[i] = nearest_setting(found.reshape(*theirs.shape[:3], T), present[rivals[a]])
+            cross[i] = nearest_setting(found.reshape(*theirs.shape[:3], T), data.beside(a, b)[rivals[a]])
 
         on_all_cores(fill, range(len(rows)))
         own = on_all_cores(lambda c: setting_statistics(data, c, k), range(len(data.platforms)))
@@ -91,7 +93,7 @@ class Comparisons:
         return self_features(self.own[platform][:, :, pool], self.restless[platform] & usable, usable, self.k)
 
     def own_settings(self, platform: int, setting: int) -> npt.NDArray[np.bool_]:
-        """As `evidence.equivalence.own_settings` has it: (S,)."""
+        """Those that stand beside its answers under one of them (`Aligned.beside`): (S,)."""
         usable = self.present[platform].copy()
         usable[setting] &= not self.restless[platform, setting]
         return np.asarray(usable)
@@ -123,11 +125,6 @@ def nearest_platforms(hardware: Sequence[str], distance: npt.NDArray[np.float64]
         here = near[~np.isin(near, elsewhere)][: RIVALS - len(elsewhere)]
         chosen[i] = near[np.isin(near, np.r_[elsewhere, here])]
     return chosen
-
-
-def restless(data: Aligned) -> npt.NDArray[np.bool_]:
-    """(C, S): the settings under which a platform does not repeat itself."""
-    return np.array([[on and not data.repeats(c, s) for s, on in enumerate(row)] for c, row in enumerate(data.present)])
 
 
 def means(statistics: F32, samples: Index) -> F32:
@@ -174,7 +171,7 @@ def own_distances(data: Aligned, k: int) -> F32:
 
     Row s is without setting s of unsteady platforms, the last with all.
     """
-    present, moved = data.present, restless(data)
+    present, moved = data.present, data.restless
     c, s = present.shape
     out = np.full((s + 1, c, 4), np.nan, np.float32)
 
@@ -249,7 +246,8 @@ def training_rows(
 def log_odds(verifier: Boosted, rows: F32) -> F32:
     """Natural log-odds that observation and candidate are one platform: (n, len(VERIFIER_FEATURES)) → (n,).
 
-    Trees saturate: of candidates that they call alike the nearer one is the likelier. Raises DataError for trees of
+    Trees saturate: of candidates that they call alike the nearer one is the likelier, and of those equally near the one
+    that gives such bits under more of its settings. Raises DataError for trees of
     another version of hspi, which read other features.
     """
     if verifier.n_features_in_ != rows.shape[1]:
@@ -257,7 +255,8 @@ def log_odds(verifier: Boosted, rows: F32) -> F32:
             f"a detector's trees must read {rows.shape[1]} features, as this version of hspi makes them, but these "
             f"read {verifier.n_features_in_}: `hspi train` makes others"
         )
-    return np.asarray(verifier.margin(rows) - TIE * np.nan_to_num(rows[:, 0], nan=0.0), np.float32)
+    tie = TIE * (rows[:, SETTINGS_EQUAL] - rows[:, 0]) + VERY * (rows[:, ALL_EQUAL] == 1)
+    return np.asarray(verifier.margin(rows) + np.nan_to_num(tie, nan=0.0), np.float32)
 
 
 def score(verifier: Boosted, table: Table) -> F32:

@@ -93,6 +93,31 @@ class Aligned:
         sizes = list(self.settings[platform].values())[setting]
         return self.steady[platform] or sizes == "1" or len(sizes.split()) > 1
 
+    @property
+    def restless(self) -> npt.NDArray[np.bool_]:
+        """(C, S): the settings under which a platform does not repeat itself."""
+        at = zip(*np.nonzero(self.present), strict=True)
+        out = np.zeros(self.present.shape, bool)
+        for c, s in at:
+            out[c, s] = not self.repeats(c, s)
+        return out
+
+    def beside(self, platform: int, setting: int) -> npt.NDArray[np.bool_]:
+        """(C, S): the settings that stand in a library beside what a platform answered under one.
+
+        All, where it repeats itself: its class answers so again. Else it answers otherwise in another company, and none
+        that kept the same company stands there, its own or a twin's, for whoever is asked is not in it.
+        """
+        usable = self.present
+        if self.repeats(platform, setting):
+            return usable
+        name, restless = list(self.settings[platform])[setting], self.restless
+        for c, names in enumerate(self.settings):
+            at = list(names).index(name) if name in names else -1
+            if c == platform or (at >= 0 and restless[c, at] and usable[c].sum() > 1):
+                usable[c, at] = False
+        return usable
+
     def platform_ids(self) -> list[str]:
         return [p.id for p in self.platforms]
 

@@ -86,36 +86,23 @@ class Classes:
         )
 
 
-def row_distances(data: Aligned, k: int) -> tuple[F32, F32]:
-    """How far each setting's answers are from each platform's nearest one, probe by probe: log10 (R, C, P), and from
-    their own platform's as `own_settings` has it, (R, P); R rows as `Aligned.rows`. The nearest costs C·S comparisons
-    a row, all that grows faster than the number of platforms.
+def row_distances(data: Aligned, k: int) -> F32:
+    """How far each setting's answers are from each platform's nearest one that stands beside them (`Aligned.beside`),
+    probe by probe: log10 (R, C, P), infinite where there is none; R rows as `Aligned.rows`. It costs C·S comparisons a
+    row, all that grows faster than the number of platforms.
     """
-    rows, present = data.rows, data.present
+    rows = data.rows
     c, s, p, slots = data.logprobs.shape
     flat, ranks = data.logprobs.reshape(c * s, p, slots), data.rank.reshape(c * s, p, slots)
     every = np.empty((len(rows), c, p), np.float32)
-    own = np.empty((len(rows), p), np.float32)
 
     def fill(i: int) -> None:
         a, b = rows[i]
         found = pair_statistics(data.logprobs[a, b], data.rank[a, b], flat, ranks, data.reference, k)[..., LOG_DISTANCE]
-        distance = np.where(present[..., None], found.reshape(c, s, p), np.inf)
-        every[i] = distance.min(axis=1)
-        own[i] = np.where(own_settings(data, a, b)[:, None], distance[a], np.inf).min(axis=0)
+        every[i] = np.where(data.beside(a, b)[..., None], found.reshape(c, s, p), np.inf).min(axis=1)
 
     on_all_cores(fill, range(len(rows)))
-    return every, own
-
-
-def own_settings(data: Aligned, platform: int, setting: int) -> npt.NDArray[np.bool_]:
-    """(S,): what stands for a platform beside its answers under a setting: of a steady one all, for its class repeats
-    bit for bit; of an unsteady one the others, for another company answers otherwise, unless it was alone.
-    """
-    usable = data.present[platform].copy()
-    if not data.repeats(platform, setting):
-        usable[setting] = False
-    return np.asarray(usable)
+    return every
 
 
 def measure(data: Aligned, k: int) -> Classes:
@@ -123,8 +110,9 @@ def measure(data: Aligned, k: int) -> Classes:
     training probes alone.
     """
     c = len(data.platforms)
-    every, own = row_distances(data, k)
+    every = row_distances(data, k)
     platform = np.array([a for a, _ in data.rows])
+    own = every[np.arange(len(every)), platform]
     tellable = np.isfinite(own).all(axis=1)
     won = np.where(own[:, None] < every, 1.0, np.where(own[:, None] == every, 0.5, 0.0)).astype(np.float32)
     mean, error, distance = (np.full((c, c), np.nan) for _ in range(3))

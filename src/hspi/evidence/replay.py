@@ -28,9 +28,10 @@ STATISTICS = (
     "dd",  # sum of squared differences
     "log_distance",  # log10 of dd / (oo + cc), of this probe alone
     "correlation",  # of the residuals, of this probe alone
+    "settings_equal",  # share of the candidate's settings that give the very bits: `nearest_setting` counts them
 )
 T = len(STATISTICS)
-LOG_DISTANCE, ALL_EQUAL = STATISTICS.index("log_distance"), STATISTICS.index("all_equal")
+LOG_DISTANCE, ALL_EQUAL, SETTINGS_EQUAL = (STATISTICS.index(n) for n in ("log_distance", "all_equal", "settings_equal"))
 
 PAIR_FEATURES = (
     "distance",
@@ -44,6 +45,7 @@ PAIR_FEATURES = (
     "mean_correlation",
     "scale_ratio",
     "observed_scale",
+    "settings_equal",
 )
 FEATURES = (
     *PAIR_FEATURES,
@@ -62,6 +64,7 @@ DIRECTION = {
     **dict.fromkeys(("distance", "mean_log_distance", "missing"), -1),
     **dict.fromkeys(("excess_distance", "excess_mean_log_distance"), -1),
     **dict.fromkeys(("correlation", "equal", "near", "all_equal", "mean_correlation", "excess_equal"), 1),
+    "settings_equal": 1,
 }
 
 
@@ -138,6 +141,7 @@ def _pair_statistics(slots, lp_o, rank_o, lp_c, rank_c, reference, out):  # type
             row[8] = dd
             row[9] = np.log10((dd + 0.1 * floor) / (oo + cc + floor))
             row[10] = oc / np.sqrt((oo + 1e-3 * floor) * (cc + 1e-3 * floor))
+            row[11] = row[4]
 
 
 def pair_statistics(
@@ -164,12 +168,15 @@ def nearest_setting(statistics: F32, usable: npt.NDArray[np.bool_]) -> F32:
 
     usable (…, S): which settings stand in the library; NaN where none does. Answer by answer, since a server's batches
     grow and shrink while it is asked, and with them the kernels that run. A setting with the very bits comes first: one
-    that differs by the normaliser's shift alone is no farther.
+    that differs by the normaliser's shift alone is no farther. Where several candidates give them, the more of its
+    settings do, the likelier is a candidate.
     """
     apart = np.where(statistics[..., ALL_EQUAL] == 1, -np.inf, statistics[..., LOG_DISTANCE])
     distance = np.where(usable[..., None], apart, np.inf)
     best = np.argmin(distance, axis=-2)
     found = np.take_along_axis(statistics, best[..., None, :, None], axis=-3)[..., 0, :, :]
+    equal = (statistics[..., ALL_EQUAL] == 1) & usable[..., None]
+    found[..., SETTINGS_EQUAL] = equal.sum(axis=-2) / np.maximum(usable.sum(axis=-1), 1)[..., None]
     some = np.asarray(usable.any(axis=-1))
     return np.where(some[..., None, None], found, np.nan).astype(np.float32)
 
@@ -197,6 +204,7 @@ def pair_features(total: F32, k: int) -> F32:
         t["correlation"],
         np.log10((t["oo"] + tiny) / (t["cc"] + tiny)),
         0.5 * np.log10(t["oo"] / shared + tiny),
+        t["settings_equal"],
     ]
     return np.stack(columns, axis=-1).astype(np.float32)
 

@@ -19,8 +19,8 @@ MOST = 64  # batch sizes above are not looked at
 GRID = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64)
 FIRST = (16, 64)  # where company is tried first: who answers otherwise in another one at both is unsteady
 MANY = 8  # classes; a platform with more is not described by ranges
-# Of a platform whose answers depend on what shares the batch: alone, and in three kinds of company.
-UNSTEADY = (1, 4, 7, 16)
+# Of a platform whose answers depend on what shares the batch: alone, and in company as varied as a server's.
+UNSTEADY = (1, 2, 3, 4, 7, 10, 16, 24, 32)
 
 Digests = Sequence[bytes]
 Ask = Callable[[int, int | None], Digests]

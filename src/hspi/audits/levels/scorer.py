@@ -20,7 +20,6 @@ import numpy.typing as npt
 from hspi.audits.sequential import Martingales, log_mean
 from hspi.detectors.detector import Detector
 from hspi.detectors.number_format import Formats
-from hspi.detectors.verifier import restless
 from hspi.detectors.virtual_families import Claimed, Families
 from hspi.evidence.aligned import Aligned
 from hspi.evidence.cores import on_all_cores
@@ -55,7 +54,7 @@ class Scorer(ABC):
         pool = split.calibrate if self.calibrated else np.concatenate([split.fit, split.calibrate])
         self.calibrate_on = pool[self.usable[pool]]
         self.present = self.data.present  # counted anew at each reading, over the whole library
-        self.restless = restless(self.data)
+        self.restless = self.data.restless
         self.told = detector.told(model)
         self.rivals = nearest_rivals(detector.library(model).classes.separation, self.told.label)
         self._index = {p: i for i, p in enumerate(self.data.probes)}
