@@ -26,12 +26,13 @@ PLATFORMS = (
     get("torch-bf16").on("amd-zen5"),  # unsteady: of the same software
     Platform("other-bf16", "other", dtype="bf16").on("amd-zen3"),  # unsteady: another engine, the same format
     get("torch-int8-x86").on("amd-zen3"),  # unsteady: another format
+    get("ct2-int8").on("amd-zen3"),  # steady and quantized as that one is
 )
-CLAIMED, ELSEWHERE, CAPPED, KERNEL, ENGINE, FORMAT, RESTLESS_TWIN, RESTLESS_ENGINE, RESTLESS_FORMAT = range(9)
+CLAIMED, ELSEWHERE, CAPPED, KERNEL, ENGINE, FORMAT, RESTLESS_TWIN, RESTLESS_ENGINE, RESTLESS_FORMAT, STIFF = range(10)
 N = len(PLATFORMS)
-STEADY = tuple(i < RESTLESS_TWIN for i in range(N))
+STEADY = tuple(i < RESTLESS_TWIN or i == STIFF for i in range(N))
 GROUNDS = Grounds(PLATFORMS, tuple(range(N)), STEADY, STEADY)
-OTHERS = {KERNEL, ENGINE, FORMAT, RESTLESS_FORMAT}
+OTHERS = {KERNEL, ENGINE, FORMAT, RESTLESS_FORMAT, STIFF}
 
 
 def rivals(grounds: Grounds, claimed: list[int], hardware: bool) -> set[int]:
@@ -53,6 +54,14 @@ def test_another_format_engine_or_kernel_speaks_against_a_claim() -> None:
 def test_an_unsteady_rival_speaks_across_number_formats_alone() -> None:
     found = rivals(GROUNDS, [CLAIMED], True)
     assert RESTLESS_FORMAT in found and not {RESTLESS_ENGINE, RESTLESS_TWIN} & found
+
+
+def test_an_unsteady_rival_of_its_format_speaks_against_a_steady_quantized_claim_that_names_its_hardware() -> None:
+    """Its error of quantizing stays in every batch class, where the order of a float's sums is all that it has."""
+    assert RESTLESS_FORMAT in rivals(GROUNDS, [STIFF], hardware=True)
+    assert RESTLESS_FORMAT not in rivals(GROUNDS, [STIFF], hardware=False)
+    restless = replace(GROUNDS, steady=tuple(x and i != STIFF for i, x in enumerate(STEADY)))
+    assert RESTLESS_FORMAT not in rivals(restless, [STIFF], hardware=True)
 
 
 def test_a_claim_without_hardware_never_falls_to_hardware_or_isa() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hspi.evidence.aligned import ABSENT, Aligned
-from hspi.evidence.equivalence import Classes, bits, measure
+from hspi.evidence.equivalence import NEAR, Classes, bits, measure, row_distances, screened
 from hspi.platforms.record import Platform
 
 P, K, S = 40, 12, 3
@@ -166,3 +166,28 @@ def test_bits_are_of_all_that_was_answered_and_of_nothing_else() -> None:
     data.raw[1, 2, 5, 3] = np.nextafter(data.raw[1, 2, 5, 3], np.float32(0))
     assert bits(data, 0) != bits(data, 1)
     assert bits(without(data, 1, slice(2, 3)), 1) != bits(data, 0), "one setting fewer is another library"
+
+
+# ---------------------------------------------------------------- what need not be compared probe by probe
+
+
+def test_the_nearest_are_compared_probe_by_probe_and_the_rest_estimated() -> None:
+    data = build([1, 1, 2, 2, 3, 3, 4, 4])
+    whole, some = row_distances(data, 8), row_distances(data, 8, near=2)
+    platform = np.array([c for c, _ in data.rows])
+    twin = platform ^ 1  # the nearest of each, with a noise of its own
+    at = np.arange(len(platform))
+    for near in (platform, twin):
+        np.testing.assert_array_equal(some[at, near], whole[at, near])
+    far = np.ones(whole.shape[:2], bool)
+    far[at, platform] = far[at, twin] = False
+    estimate = some[far]
+    assert (estimate == estimate[:, :1]).all(), "one for all probes"
+    assert np.abs(estimate[:, 0] - whole[far].mean(axis=1)).max() < 0.5, "of a power of ten"
+    assert (estimate[:, 0] > whole[at, twin].mean()).all()
+
+
+def test_screening_changes_no_class() -> None:
+    data = build([1, 1, 2, 2, 3, 3, 4, 4])
+    assert len(data.platforms) < NEAR and screened(data).shape == (len(data.rows), 8, S)
+    assert classes_of(data).label == [0, 0, 1, 1, 2, 2, 3, 3]

@@ -82,10 +82,15 @@ class Grounds:
         )
 
     def rivals(self, claimed: Sequence[int], hardware: bool) -> Bools:
-        """Whose likeness alone contradicts such a claim: (C,). Of the others an unsteady one only if its number format
-        is another, for what it may answer is wide."""
+        """Whose likeness alone contradicts such a claim: (C,).
+
+        What an unsteady one of the others may answer is wide. So it counts only if its number format is another, or
+        beside steady quantized platforms on the hardware that the claim names: their errors of quantizing stay where
+        the batch changes, so that a class of theirs that nobody collected is nearer to them than to the rival.
+        """
         formats = {format_of(self.platforms[i]) for i in claimed}
-        told = [s or format_of(p) not in formats for s, p in zip(self.steady, self.platforms, strict=True)]
+        known = hardware and all(self.steady[i] and self.platforms[i].quantization != "none" for i in claimed)
+        told = [s or known or format_of(p) not in formats for s, p in zip(self.steady, self.platforms, strict=True)]
         return np.asarray(self.others(claimed, hardware) & np.array(told))
 
     def speaks(self, claimed: Sequence[int], hardware: bool, fits: Bools, pairs: F32) -> Bools:

@@ -13,6 +13,7 @@ import numpy as np
 from hspi.detectors.estimators import Boosted
 from hspi.detectors.number_format import NumberFormat, SampleBench
 from hspi.detectors.training import Bench
+from hspi.evaluation.ceiling import one_probe_ceiling
 from hspi.evaluation.claims import evaluate_claims
 from hspi.evaluation.formats import evaluate_formats
 from hspi.evaluation.hardware import evaluate_hardware, spans
@@ -40,6 +41,7 @@ def evaluate(
     distinct = [library.distinct() for library in libraries]
     benches = [Bench.of(library, seed) for library in distinct]
     report, folds = evaluate_replay(benches, parameters.get("verifier", {}), step)
+    report.figures["ceiling.1x20"] = one_probe_ceiling(benches, 20)
     evaluate_hardware(benches, parameters.get("verifier", {}), report, step)
     step("claims")
     single = [SampleBench(library, seed) for library in distinct]

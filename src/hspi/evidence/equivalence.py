@@ -17,6 +17,9 @@ from hspi.evidence.cores import on_all_cores
 from hspi.evidence.replay import F32, LOG_DISTANCE, pair_statistics
 
 Z = 2.33  # one-sided 99 %
+# Platforms that each is compared with probe by probe, and tokens of a probe that the choice of them looks at.
+NEAR, SCREENED = 48, 8
+TINY = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +89,61 @@ class Classes:
         )
 
 
-def row_distances(data: Aligned, k: int) -> F32:
+def row_distances(data: Aligned, k: int, near: int = NEAR) -> F32:
     """How far each setting's answers are from each platform's nearest one that stands beside them (`Aligned.beside`),
-    probe by probe: log10 (R, C, P), infinite where there is none; R rows as `Aligned.rows`. It costs C·S comparisons a
-    row, all that grows faster than the number of platforms.
+    probe by probe: log10 (R, C, P), infinite where there is none; R rows as `Aligned.rows`.
+
+    Probe by probe only where one platform is among the `near` that `screened` finds nearest to the other, so that the
+    work grows with the number of platforms; for the rest that one estimate stands at every probe.
     """
     rows = data.rows
-    c, s, p, slots = data.logprobs.shape
-    flat, ranks = data.logprobs.reshape(c * s, p, slots), data.rank.reshape(c * s, p, slots)
+    c, p, slots = len(data.platforms), *data.logprobs.shape[2:]
+    whole = screened(data)
+    chosen = _near(whole, np.array([a for a, _ in rows]), c, near)
     every = np.empty((len(rows), c, p), np.float32)
 
     def fill(i: int) -> None:
         a, b = rows[i]
-        found = pair_statistics(data.logprobs[a, b], data.rank[a, b], flat, ranks, data.reference, k)[..., LOG_DISTANCE]
-        every[i] = np.where(data.beside(a, b)[..., None], found.reshape(c, s, p), np.inf).min(axis=1)
+        beside, some = data.beside(a, b), np.flatnonzero(chosen[a])
+        every[i] = np.where(beside, whole[i], np.inf).min(axis=1)[:, None]
+        theirs, ranks = data.logprobs[some].reshape(-1, p, slots), data.rank[some].reshape(-1, p, slots)
+        found = pair_statistics(data.logprobs[a, b], data.rank[a, b], theirs, ranks, data.reference, k)
+        distance = found[..., LOG_DISTANCE].reshape(len(some), -1, p)
+        every[i, some] = np.where(beside[some, :, None], distance, np.inf).min(axis=1)
 
     on_all_cores(fill, range(len(rows)))
     return every
+
+
+def screened(data: Aligned) -> F32:
+    """About how far each setting is from each other: log10 (R, C, S) of what `row_distances` has as a mean of probes,
+    infinite where nothing was collected.
+
+    One matrix product of residuals on the likeliest tokens, each probe's scaled to length 1, gives the mean cosine; the
+    ratio of sizes does the rest.
+    """
+    tokens = np.argsort(-data.reference, axis=1)[:, :SCREENED]
+    answers = np.stack([np.take_along_axis(data.logprobs[row], tokens, axis=1) for row in data.rows])
+    residual = answers - np.take_along_axis(data.reference, tokens, axis=1)
+    residual = np.nan_to_num(residual - np.nanmedian(residual, axis=-1, keepdims=True))
+    length = np.sqrt((residual**2).sum(axis=-1, keepdims=True)) + TINY
+    flat = (residual / length).reshape(len(residual), -1).astype(np.float32)
+    cosine = flat @ flat.T / len(data.probes)
+    size = np.log(length[..., 0]).mean(axis=1)
+    out = np.full((len(flat), *data.present.shape), np.inf, np.float32)
+    out[:, data.present] = np.log10(np.maximum(1 - cosine / np.cosh(size[:, None] - size), TINY))
+    return out
+
+
+def _near(whole: F32, platform: npt.NDArray[np.int64], c: int, near: int) -> npt.NDArray[np.bool_]:
+    """(C, C): whether one of two platforms is among the other's nearest, itself the first. whole (R, C, S) of rows that
+    are of `platform` (R,)."""
+    apart = np.full((c, c), np.inf, np.float32)
+    np.minimum.at(apart, platform, whole.min(axis=2))
+    np.fill_diagonal(apart, -np.inf)
+    chosen = np.zeros((c, c), bool)
+    np.put_along_axis(chosen, np.argsort(apart, axis=1, kind="stable")[:, :near], True, axis=1)
+    return chosen | chosen.T
 
 
 def measure(data: Aligned, k: int) -> Classes:
@@ -113,7 +154,7 @@ def measure(data: Aligned, k: int) -> Classes:
     every = row_distances(data, k)
     platform = np.array([a for a, _ in data.rows])
     own = every[np.arange(len(every)), platform]
-    tellable = np.isfinite(own).all(axis=1)
+    tellable = np.isfinite(own).all(axis=1) & _telling(data)
     won = np.where(own[:, None] < every, 1.0, np.where(own[:, None] == every, 0.5, 0.0)).astype(np.float32)
     mean, error, distance = (np.full((c, c), np.nan) for _ in range(3))
     for a in range(c):
@@ -128,6 +169,16 @@ def measure(data: Aligned, k: int) -> Classes:
     hashes = [bits(data, i) for i in range(c)]
     same = (low <= 0.5) | np.array([[a == b for b in hashes] for a in hashes])
     return Classes(data.model, data.platform_ids(), _components(same), separation, low, 0.5 * (distance + distance.T))
+
+
+def _telling(data: Aligned) -> npt.NDArray[np.bool_]:
+    """(R,): the rows by which platforms are told apart, of an unsteady one those in company.
+
+    Alone it repeats itself and may differ from a twin; a server in use keeps company, and what nobody can tell there is
+    one class.
+    """
+    restless = data.restless
+    return np.array([restless[c, s] or not restless[c].any() for c, s in data.rows])
 
 
 def bits(data: Aligned, i: int) -> str:
