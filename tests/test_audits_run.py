@@ -148,11 +148,11 @@ def test_a_batch_class_that_nobody_collected_is_no_lie(
 
 def test_a_batch_class_that_nobody_collected_still_shows_a_coarser_number_format(tmp_path: Path) -> None:
     """Whom every candidate is excluded for after a few answers, 32 tell the format of."""
-    with serving(Misbehaving("int8", lasting="unseen-class")) as server:
+    with serving(Misbehaving("bf16", lasting="unseen-class")) as server:
         lie = audit(server, tmp_path / "lie", "fp32-other")
-        finer = audit(server, tmp_path / "finer", "int8")
+        finer = audit(server, tmp_path / "finer", "bf16")
     assert (lie.outcome, lie.exit_code, lie.answer) == ("contradicted", 1, "unknown")
-    assert "the number format int8, none the claimed fp32" in lie.why and 32 <= lie.probes < 60
+    assert "the number format bf16, none the claimed fp32" in lie.why and 32 <= lie.probes < 60
     assert finer.outcome == "inconclusive"
 
 
@@ -306,8 +306,8 @@ def test_in_order_keeps_the_server_busy_and_awaits_what_runs_after_an_error() ->
 
 def test_a_budget_is_kept_and_named_when_it_is_too_small(tmp_path: Path) -> None:
     with serving(Misbehaving("bf16")) as server:
-        found = audit(server, tmp_path / "a", "bf16", budget=6)
-    assert found.requests == 6 and found.outcome == "inconclusive"
+        found = audit(server, tmp_path / "a", "bf16", budget=4)
+    assert found.requests == 4 and found.outcome == "inconclusive"
     assert len(found.not_told_apart) > 1 and "max-tokens" in found.to_tell_more
 
 
