@@ -29,7 +29,7 @@ class Headline:
     chance: float | None = None  # where it follows from the definition and is not measured
     brief: bool = False  # also in README.md
     honesty: bool = False  # a miss means that true claims fall: such a detector is no champion
-    first: bool = False  # one of the few that stand first wherever runs are compared
+    first: str = ""  # a short name for one of the few that stand first wherever runs are compared
 
     def met(self, metrics: Metrics) -> bool | None:
         if self.target is None or self.key not in metrics:
@@ -39,7 +39,7 @@ class Headline:
 
 
 def _replay(
-    question: str, held_out: str, name: str, target: float | None, paper: str = "", first: bool = False
+    question: str, held_out: str, name: str, target: float | None, paper: str = "", first: str = ""
 ) -> Headline:
     nearest = f"nearest.{name}"
     return Headline(question, held_out, f"replay.{name}", target, nearest=nearest, paper=paper, brief=True, first=first)
@@ -50,13 +50,11 @@ def _format(evidence: str, level: str, target: float | None = None, brief: bool 
     return Headline(f"Which number format? {evidence}", "model", key, target, paper=PAPER_FAMILY, brief=brief)
 
 
-def _power(question: str, key: str, target: float, first: bool = False) -> Headline:
+def _power(question: str, key: str, target: float, first: str = "") -> Headline:
     return Headline(question, CLASS_KNOWN, f"claim.power.{key}", target, brief=True, first=first)
 
 
-def _true_claim(
-    where: str, held_out: str, key: str, at_most: float, brief: bool = True, first: bool = False
-) -> Headline:
+def _true_claim(where: str, held_out: str, key: str, at_most: float, brief: bool = True, first: str = "") -> Headline:
     """How often one is contradicted at most, or a detector is no champion."""
     question, key = f"True claim contradicted{where}", f"claim.{key}"
     return Headline(question, held_out, key, at_most, at_most=True, brief=brief, honesty=True, first=first)
@@ -67,15 +65,25 @@ def _contradicted(alpha: str) -> list[Headline]:
     at, key, bound = f" at α = {alpha}", f"false_alarm.{alpha}", float(alpha)
     return [
         _true_claim(f"{at}, mean", CLASS_KNOWN, key, bound),
-        _true_claim(f"{at}, worst class", CLASS_KNOWN, f"{key}.worst", bound, first=alpha == "0.01"),
+        _true_claim(
+            f"{at}, worst class",
+            CLASS_KNOWN,
+            f"{key}.worst",
+            bound,
+            first="true claims lost" if alpha == "0.01" else "",
+        ),
         _true_claim(f"{at}, worst class, upper bound", CLASS_KNOWN, f"{key}.worst.upper", bound, brief=False),
     ]
 
 
 HEADLINES = (
-    _replay("Which class? 32 probes × top-20", BATCH_SIZE, "probes.macro_accuracy", 0.999, PAPER_PROBES, True),
+    _replay(
+        "Which class? 32 probes × top-20", BATCH_SIZE, "probes.macro_accuracy", 0.999, PAPER_PROBES, "32x20 accuracy"
+    ),
     _replay("Which class? 8 probes × top-5", BATCH_SIZE, "probes.macro_accuracy.8x5", 0.97, PAPER_PROBES),
-    _replay("Which class? 1 probe × top-20", BATCH_SIZE, "probes.macro_accuracy.1x20", 0.95, PAPER_PROBES, True),
+    _replay(
+        "Which class? 1 probe × top-20", BATCH_SIZE, "probes.macro_accuracy.1x20", 0.95, PAPER_PROBES, "1x20 accuracy"
+    ),
     Headline(
         "The pair that is hardest to tell apart",
         BATCH_SIZE,
@@ -83,10 +91,10 @@ HEADLINES = (
         0.99,
         chance=0.5,
         brief=True,
-        first=True,
+        first="hardest pair",
     ),
     _replay("Which class, its batch class held out?", BATCH_CLASS, "held_out_class.macro_accuracy", None),
-    _replay("Which class, on a new model?", "model", "unseen_model.macro_accuracy", 0.995, PAPER_MODEL, True),
+    _replay("Which class, on a new model?", "model", "unseen_model.macro_accuracy", 0.995, PAPER_MODEL, "new model"),
     _replay("Which class, when it is a new platform?", "platform", "unseen_platform.macro_accuracy", 0.98),
     _replay("Which platform, on a machine never trained on?", "hardware", "unseen_hardware.macro_accuracy", None),
     Headline(
@@ -96,7 +104,7 @@ HEADLINES = (
         0.995,
         chance=0.5,
         brief=True,
-        first=True,
+        first="unknown AUROC",
     ),
     Headline(
         "Is it none of the candidates? A whole machine (AUROC)",
@@ -108,10 +116,12 @@ HEADLINES = (
     ),
     *_contradicted("0.01"),
     *_contradicted("0.05"),
-    _true_claim(", its batch class held out", BATCH_CLASS, "contradicted.held_out_class", 0, first=True),
+    _true_claim(
+        ", its batch class held out", BATCH_CLASS, "contradicted.held_out_class", 0, first="class held out lost"
+    ),
     _true_claim(", on a machine never trained on", "hardware", "contradicted.other_hardware", 0, brief=False),
     _power("False claim of another number format contradicted", "format", 0.99),
-    _power("False claim of another kernel contradicted", "kernel", 0.95, True),
+    _power("False claim of another kernel contradicted", "kernel", 0.95, "kernel lies found"),
     _format("residuals", "residual", 0.99, True),
     _format("log-probabilities alone", "distribution"),
     Headline("Control: labels permuted through the whole run", BATCH_SIZE, "null.macro_accuracy"),
@@ -143,8 +153,8 @@ def said(headline: Headline, metrics: Metrics) -> str:
 
 
 def first_figures(metrics: Metrics) -> dict[str, float]:
-    """The few that stand first wherever runs are compared, as far as they were measured."""
-    return {h.key: metrics[h.key] for h in HEADLINES if h.first and h.key in metrics}
+    """The few that stand first wherever runs are compared, by their short names, as far as they were measured."""
+    return {h.first: metrics[h.key] for h in HEADLINES if h.first and h.key in metrics}
 
 
 def rate(value: float | None, places: int = 4) -> str:

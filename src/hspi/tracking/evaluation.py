@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hspi.errors import DataError
 from hspi.evaluation.pairs import pair_matrix, pair_rows
-from hspi.report.headlines import first_figures
+from hspi.report.headlines import HEADLINES, first_figures
 from hspi.tracking.lineage import evaluation_input, lock_tags
 from hspi.tracking.notes import description
 from hspi.tracking.pages import figures_view
@@ -44,10 +44,10 @@ def log_evaluation(
 ) -> bool:
     """Metrics, tables and figures into a run. False if they are there already.
 
-    Metrics are `_headline/<name>` of the few that compare runs, `accuracy/<hardware>/<software>` of every platform, and
-    `detail/<name>` of what else was measured. Intervals, chance and tokens stand in metrics.json and in the tables, and
-    so does every pair of platforms. The run's description has the headline and its misses; the view of the table of
-    runs (`pages`) gets the columns of this evaluation. `evaluation_set` becomes an input of the run.
+    Metrics are `_headline/<short name>` of the few that compare runs, `accuracy/<hardware>/<software>` of every
+    platform, and `detail/<name>` of what else was measured. Intervals, chance and tokens stand in metrics.json and in
+    the tables, and so does every pair of platforms. The run's description has the headline and its misses; the view of
+    the table of runs (`pages`) gets the columns of this evaluation. `evaluation_set` becomes an input of the run.
     """
     tables, figures = Path(tables_dir).resolve(), Path(figures_dir).resolve() if figures_dir else None
     root, rows = Path(root).resolve(), platform_rows(tables)
@@ -100,9 +100,9 @@ def metrics_of(metrics: Mapping[str, float], rows: Sequence[Row]) -> dict[str, f
     """What becomes a metric of the run, in the order of MLflow's pages: the run's own shows them as they were logged,
     the charts by what stands before the last slash, in alphabetical order, and names without one behind all others.
     """
-    first = first_figures(metrics)
+    first = {h.key for h in HEADLINES if h.first}
     kept = {k: float(v) for k, v in metrics.items() if not k.endswith(_BESIDE)}
-    out = {f"{HEADLINE}/{k}": v for k, v in first.items()}
+    out = {f"{HEADLINE}/{name}": float(v) for name, v in first_figures(metrics).items()}
     for row in rows:
         hardware, software = (_UNFIT.sub("_", str(row[k])) or "unknown" for k in ("hardware", "software"))
         out[f"accuracy/{hardware}/{software}"] = row["accuracy"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hspi.report.headlines import HEADLINES, dishonest, first_figures, missed, said
-from hspi.tracking.lineage import hardware_of
+from hspi.report.headlines import HEADLINES, dishonest, missed, said
+from hspi.tracking.lineage import UNVERSIONED, hardware_of
 from hspi.tracking.runs import flat
 
 NAMED = 3  # differences in a name; the description has all
@@ -22,7 +22,7 @@ def made_of(
 ) -> Facts:
     """What a training is made of, as the run's parameters: so that MLflow's pages compare that too. platforms: full
     ids; md5s: of their datasets, by hardware; code: the tags of the commit."""
-    facts = {f"data.{name}": md5s.get(name, "")[:8] for name in hardware_of(platforms)}
+    facts = {f"data.{name}": _short_md5(md5s.get(name, UNVERSIONED)) for name in hardware_of(platforms)}
     if platforms:
         facts["data.platforms"] = str(len(platforms))
     if commit := code.get("mlflow.source.git.commit"):
@@ -55,9 +55,9 @@ def description(metrics: Mapping[str, float], differ: str = "") -> str:
     detector before."""
     judged = [h for h in HEADLINES if h.met(metrics) is not None]
     misses, barred = [said(h, metrics) for h in missed(metrics)], dishonest(metrics)
-    honest = "no champion: it misses honesty" if barred else "true claims stand"
+    honest = "true claims fall, so no champion" if barred else "true claims stand"
     head = f"{len(misses)} of {len(judged)} targets missed; {honest}."
-    lines = [said(h, metrics) for h in HEADLINES if h.key in first_figures(metrics)]
+    lines = [said(h, metrics) for h in HEADLINES if h.first and h.key in metrics]
     parts = [head, _listed("Missed", [*misses, *(b for b in barred if b not in misses)]), _listed("Figures", lines)]
     return "\n\n".join(filter(None, [*parts, f"Differs from the detector before: {differ}." if differ else ""]))
 
@@ -72,6 +72,10 @@ def _counted(facts: Facts) -> str:
         "machines": str(sum(n.startswith("data.") and n != "data.platforms" for n in facts)),
     }
     return ", ".join(f"{n} {name}" for name, n in counts.items())
+
+
+def _short_md5(md5: str) -> str:
+    return md5 if md5 == UNVERSIONED else md5[:8]
 
 
 def _short(value: str) -> str:

@@ -15,6 +15,7 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 OF_TRAININGS = {"mlflow.experimentKind": "custom_model_development"}
 VIEW, VIEW_NAME = "hspi-figures", "Headline figures"
@@ -22,7 +23,7 @@ _VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 _AS_TRAININGS = "workflowType=machine_learning"
 _LONGEST = 20_000  # tag of an experiment
 _NAME, _ABOUT = "attributes.`Run Name`", "attributes.`Description`"
-_WIDE = {_NAME: 260, _ABOUT: 320}
+_WIDE = {_NAME: 280, _ABOUT: 200}
 
 
 def base_url() -> str:
@@ -43,9 +44,9 @@ def table_link(experiment: str) -> str:
 
 
 def compare_link(experiment: str, runs: Sequence[str]) -> str:
-    """Runs (ids) beside each other: what they were made with, and every figure that they share."""
-    ids, of = json.dumps(list(runs), separators=(",", ":")), json.dumps([experiment])
-    return f"{base_url()}/#/compare-runs?runs={ids}&experiments={of}&{_AS_TRAININGS}"
+    """Runs (ids) beside each other: bars for each headline figure, then for each platform's accuracy."""
+    some = quote(f"attributes.run_id IN ({', '.join(map(repr, runs))})")
+    return f"{base_url()}/#/experiments/{experiment}/runs?compareRunsMode=CHART&searchFilter={some}&{_AS_TRAININGS}"
 
 
 def model_link(name: str, version: int | None = None) -> str:
@@ -74,4 +75,4 @@ def figures_view(metrics: Sequence[str]) -> dict[str, str]:
 
 def _width(column: str) -> int:
     """In pixels: the whole name, as far as it is not a sentence."""
-    return _WIDE.get(column, min(60 + 7 * len(column), 360))
+    return _WIDE.get(column, min(6 * len(column), 300))

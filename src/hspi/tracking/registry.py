@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 MODEL, CHAMPION = "hspi-detector", "champion"
 PRIMARY = ("replay.probes.macro_accuracy", "replay.probes.macro_accuracy.1x20")  # the second decides a tie
 _SET, _HONESTY, _DECISION = "hspi.evaluation_set", "hspi.honesty", "hspi.promotion"  # tags of a version
-_HONEST = "met"
-_ABOUT = "Names the platform that serves a language model. Serve @champion: none is that contradicts true claims."
+_HONEST, _ALREADY = "met", "it is the champion already"
+_ABOUT = (
+    "Names the platform that serves a language model. Use the version with the alias champion: none has it that "
+    "contradicts true claims."
+)
 
 Rescore = Callable[[Path], Mapping[str, float]]
 """Detector folder → metrics on the present evaluation set, for a champion that was evaluated on another one and for
@@ -153,7 +156,9 @@ def _explain(
     is_champion: bool,
     reason: str,
 ) -> None:
-    decision = f"{'Champion' if is_champion else 'Not champion'}: {reason}"
+    decision = f"{'Promoted' if is_champion else 'Not promoted'}: {reason}"
+    if reason == _ALREADY:
+        decision = mine.tags.get(_DECISION, decision)
     _tag(client, mine, {_HONESTY: f"missed: {'; '.join(misses)}" if misses else _HONEST, _DECISION: decision})
     note = f"{decision}.\n\n{description(metrics)}\n\nEvaluation set {evaluation_set[:12]}."
     client.update_model_version(MODEL, mine.version, description=note)
@@ -175,7 +180,7 @@ def _judge(
     if champion is None:
         return True, "there was no champion"
     if champion.version == mine.version:
-        return False, "it is the champion already"
+        return False, _ALREADY
     if champion.tags.get(_HONESTY, _HONEST) != _HONEST:
         return True, f"champion {champion.version} misses an honesty target"
     theirs = tuple(float(champion.tags[name]) for name in PRIMARY)
@@ -187,9 +192,13 @@ def _judge(
             theirs = _primary(rescore(_detector_of(client, champion)))
         except DataError as error:
             return True, f"champion {champion.version} cannot be scored on this set: {error}"
-    if score > theirs:
-        return True, f"{score} beats champion {champion.version}'s {theirs} on the same set"
-    return False, f"{score} does not beat champion {champion.version}'s {theirs} on the same set"
+    verb = "beats" if score > theirs else "does not beat"
+    return score > theirs, f"{_read(score)} {verb} champion {champion.version}'s {_read(theirs)} on the same set"
+
+
+def _read(score: Sequence[float]) -> str:
+    """ "accuracy 0.9999 (32 × top-20), 0.9444 (1 × top-20)"."""
+    return f"accuracy {score[0]:.6g} (32 × top-20), {score[1]:.6g} (1 × top-20)"
 
 
 def _version_of(client: MlflowClient, run: Mapping[str, str]) -> ModelVersion:
