@@ -95,7 +95,7 @@ def test_names_and_notes_say_what_a_run_is_about(root: Path, train: Train) -> No
         files = [f.path for f in client.list_artifacts(run["run_id"])]
         note = client.get_model_version(tracking.registry.MODEL, str(version)).description
         notes = [e.tags.get("mlflow.note.content", "") for e in client.search_experiments() if e.name == "hspi"]
-    assert found.info.run_name.startswith("detector 2: data.a unversioned, data.platforms 2, models ['one']")
+    assert found.info.run_name.startswith("detector 2: data.a unversioned, platforms 2, models ['one']")
     assert "trees.depth gone" in found.data.tags["mlflow.note.content"], "the whole difference"
     assert found.data.tags["mlflow.user"] == getpass.getuser()
     assert {t for t in found.data.tags if t.startswith("dvc.")} == {"dvc.md5.data/zoo", "dvc.md5.data/signatures"}

@@ -11,7 +11,7 @@ from hspi.tracking.runs import flat
 
 NAMED = 3  # differences in a name; the description has all
 _OF_NO_DETECTOR = ("params.demo.", "params.collect.")  # parameters that say what is collected on this machine
-_TUNED, _PARAMS = "tuned.", "params."
+_TUNED, _PARAMS, _PLATFORMS = "tuned.", "params.", "data.platforms"
 _LONGEST = 32  # value of a difference
 
 Facts = dict[str, str]
@@ -24,7 +24,7 @@ def made_of(
     ids; md5s: of their datasets, by hardware; code: the tags of the commit."""
     facts = {f"data.{name}": _short_md5(md5s.get(name, UNVERSIONED)) for name in hardware_of(platforms)}
     if platforms:
-        facts["data.platforms"] = str(len(platforms))
+        facts[_PLATFORMS] = str(len(platforms))
     if commit := code.get("mlflow.source.git.commit"):
         facts["code"] = commit[:7] + ("+" if code["hspi.git.dirty"] == "true" else "")
     return facts | {name: str(value) for name, value in flat(params).items()}
@@ -46,7 +46,8 @@ def differences(now: Facts, before: Facts) -> list[str]:
         if name.startswith(_TUNED):
             found.append(f"{name.removeprefix(_TUNED).partition('.')[0]} tuned anew")
         else:
-            found.append(f"{name.removeprefix(_PARAMS)} {_short(now.get(name, 'gone'))}")
+            said = "platforms" if name == _PLATFORMS else name.removeprefix(_PARAMS)
+            found.append(f"{said} {_short(now.get(name, 'gone'))}")
     return list(dict.fromkeys(found))
 
 
@@ -67,11 +68,9 @@ def _listed(title: str, lines: Sequence[str]) -> str:
 
 
 def _counted(facts: Facts) -> str:
-    counts = {
-        "platforms": facts.get("data.platforms", "no"),
-        "machines": str(sum(n.startswith("data.") and n != "data.platforms" for n in facts)),
-    }
-    return ", ".join(f"{n} {name}" for name, n in counts.items())
+    machines = sum(name.startswith("data.") and name != _PLATFORMS for name in facts)
+    counts = {"platform": int(facts.get(_PLATFORMS, 0)), "machine": machines}
+    return ", ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in counts.items())
 
 
 def _short_md5(md5: str) -> str:

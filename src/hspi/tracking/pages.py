@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-OF_TRAININGS = {"mlflow.experimentKind": "custom_model_development"}
+from hspi.tracking.store import AUDITS, EXPERIMENT, MODEL, experiment_id, open_store, shown
+
 VIEW, VIEW_NAME = "hspi-figures", "Headline figures"
 _VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 _AS_TRAININGS = "workflowType=machine_learning"
@@ -29,7 +30,7 @@ _WIDE = {_NAME: 280, _ABOUT: 200}
 def base_url() -> str:
     """Of the pages: HSPI_MLFLOW_PAGES, or the server that MLFLOW_TRACKING_URI names, or where `make mlflow` serves."""
     named = os.environ.get("MLFLOW_TRACKING_URI", "")
-    server = named if named.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
+    server = shown(named) if named.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
     return os.environ.get("HSPI_MLFLOW_PAGES", server).rstrip("/")
 
 
@@ -76,3 +77,12 @@ def figures_view(metrics: Sequence[str]) -> dict[str, str]:
 def _width(column: str) -> int:
     """In pixels: the whole name, as far as it is not a sentence."""
     return _WIDE.get(column, min(6 * len(column), 300))
+
+
+def where_to_look() -> list[str]:
+    """The pages that people begin with, a line each; `make mlflow` prints them."""
+    with open_store() as client:
+        detectors, audits = (experiment_id(client, name) for name in (EXPERIMENT, AUDITS))
+    of_audits = f"{base_url()}/#/experiments/{audits}/runs?{_AS_TRAININGS}"
+    links = {"detectors": table_link(detectors), "registry": model_link(MODEL), "audits": of_audits}
+    return [f"{name:10s} {link}" for name, link in links.items()]

@@ -18,7 +18,7 @@ from hspi.report.headlines import dishonest
 from hspi.tracking.evaluation import log_evaluation, platform_rows, platforms_of
 from hspi.tracking.lineage import evaluation_set_hash
 from hspi.tracking.notes import description
-from hspi.tracking.store import experiment_id, locked, open_store, own_is_open, store_exists, store_root
+from hspi.tracking.store import MODEL, experiment_id, locked, open_store, own_is_open, store_exists, store_root
 from hspi.tracking.training import RESTORED, log_training
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from hspi.detectors.detector import Detector
 
-MODEL, CHAMPION = "hspi-detector", "champion"
+CHAMPION = "champion"
 PRIMARY = ("replay.probes.macro_accuracy", "replay.probes.macro_accuracy.1x20")  # the second decides a tie
 _SET, _HONESTY, _DECISION = "hspi.evaluation_set", "hspi.honesty", "hspi.promotion"  # tags of a version
 _HONEST, _ALREADY = "met", "it is the champion already"

@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING
 
 from hspi.errors import ConfigError, DataError
 from hspi.quiet import be_quiet, complaint
-from hspi.tracking.pages import OF_TRAININGS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-EXPERIMENT, AUDITS = "hspi", "hspi-audits"
+EXPERIMENT, AUDITS, MODEL = "hspi", "hspi-audits", "hspi-detector"
 ABOUT = {  # what people read in the list of experiments
     EXPERIMENT: "Detectors: searches, trainings and their evaluation. The best is hspi-detector@champion.",
     AUDITS: "Endpoints held against their claims, by `hspi audit`, and again and again by `hspi monitor`.",
 }
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # trainings, not apps of language models
 _STORE = Path("mlruns")
 _TRACKING, _REGISTRY, _SQLITE = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "sqlite:///"
 _LOCATIONS = (  # every column of MLflow's database that holds a path
@@ -42,7 +42,7 @@ _LOCATIONS = (  # every column of MLflow's database that holds a path
 
 def about(experiment: str) -> dict[str, str]:
     """The tags that an experiment of this name has: what it holds, and of which kind its pages are."""
-    return OF_TRAININGS | ({"mlflow.note.content": ABOUT[experiment]} if experiment in ABOUT else {})
+    return _KIND | ({"mlflow.note.content": ABOUT[experiment]} if experiment in ABOUT else {})
 
 
 def store_root(root: str | Path = ".") -> Path:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SAMPLING = 2.0  # seconds between two looks at the machine; a training of the demo takes half a minute
-_REQUIREMENTS = ("numpy", "pandas", "pyarrow", "safetensors", "scikit-learn", "xgboost-cpu")
+_REQUIREMENTS = ("numba", "numpy", "pandas", "pyarrow", "safetensors", "scikit-learn", "xgboost-cpu")
 _SERVED = Path(__file__).with_name("served_model.py")
 _PACKAGE = Path(__file__).parents[1]
 NUMBER, DIFFERS = "hspi.number", "hspi.differs"  # tags: of detectors in the order of their training
