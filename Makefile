@@ -105,8 +105,12 @@ demo-smoke: $(VENV)/.installed
 ci:
 	.ci/run
 
+# Of the store here, whatever MLFLOW_TRACKING_URI names.
+mlflow: PORT ?= 5000
 mlflow: $(VENV)/.installed
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port 5000 --workers 1 --no-serve-artifacts \
+	@env -u MLFLOW_TRACKING_URI -u MLFLOW_REGISTRY_URI HSPI_MLFLOW_PAGES=http://127.0.0.1:$(PORT) \
+	  $(BIN)/python -c 'from hspi.tracking import pages; print(*pages.where_to_look(), sep="\n")'
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 --no-serve-artifacts \
 	  --backend-store-uri sqlite:///mlruns/mlflow.db --default-artifact-root mlruns/artifacts
 
 prefect: $(VENV)/.installed

@@ -21,6 +21,7 @@ from hspi.quiet import be_quiet
 from hspi.signatures.side_by_side import at_once
 from hspi.signatures.side_by_side import collect_apart as collect_in_a_process
 from hspi.signatures.store import track as version_dataset
+from hspi.tracking.pages import run_link
 
 be_quiet()  # before Prefect reads its settings
 
@@ -43,7 +44,6 @@ __all__ = [
     "track",
 ]
 
-MLFLOW_PAGES = os.environ.get("HSPI_MLFLOW_PAGES", "http://127.0.0.1:5000")
 _TRANSIENT = (
     "Unable to acquire lock",
     "is busy, it is being blocked by",
@@ -175,5 +175,4 @@ def publish_artifacts(reports: str | Path = "reports", run_file: str | Path = "m
         key="metrics", markdown=page, description="Every figure of the evaluation, held out as it is named"
     )
     run = json.loads(Path(run_file).read_text("utf-8"))
-    link = f"{MLFLOW_PAGES}/#/experiments/{run['experiment_id']}/runs/{run['run_id']}"
-    create_link_artifact(key="mlflow-run", link=link, description="The run in MLflow (`make mlflow` opens it)")
+    create_link_artifact(key="mlflow-run", link=run_link(run), description="The run in MLflow (`make mlflow` opens it)")

@@ -168,6 +168,7 @@ SMOKE = {
     "test_monitor_live",
     "test_pipeline",
     "test_python_face",
+    "test_tracking_server",
 }  # the files that use `smoke`
 SPREAD = {"test_numerics_matmul"}  # long, and its tests share nothing: dealt out last, one by one, they fill the gaps
 

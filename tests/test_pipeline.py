@@ -74,8 +74,8 @@ def test_git_ignores_whatever_a_stage_makes() -> None:
 # ---------------------------------------------------------------- Makefile, constraints, quiet
 
 
-def make_plan(target: str) -> str:
-    plan = subprocess.run(["make", "-n", "-B", target], cwd=ROOT, capture_output=True, text=True, check=True)
+def make_plan(*words: str) -> str:
+    plan = subprocess.run(["make", "-n", "-B", *words], cwd=ROOT, capture_output=True, text=True, check=True)
     return plan.stdout
 
 
@@ -84,6 +84,12 @@ def test_demo_installs_pinned_versions_then_runs_the_pipeline_then_the_verdict()
     steps = ["-m venv", "-c constraints.txt", "dvc pull", "scripts/demo.py", "dvc repro", "hspi demo", "hspi whoami"]
     found = [plan.find(step) for step in steps]
     assert -1 not in found and found == sorted(found)
+
+
+def test_mlflow_serves_at_the_port_that_is_asked_for_and_says_where_to_look() -> None:
+    for words, port in (["mlflow"], "5000"), (["mlflow", "PORT=5050"], "5050"):
+        plan = make_plan(*words)
+        assert f"--port {port} " in plan and f"HSPI_MLFLOW_PAGES=http://127.0.0.1:{port} " in plan
 
 
 def test_what_ships_is_pulled_whole() -> None:
