@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import os
@@ -16,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from conftest import free_port
 from hspi import tracking
-from hspi.errors import DataError
+from hspi.errors import ConfigError, DataError
 from hspi.tracking.lineage import dvc_md5s, evaluation_set_hash
 
 BF16, ORT, FP32 = "amd-zen3/torch-bf16", "amd-zen3/ort-fp32", "intel-icelake/torch-fp32"
@@ -32,7 +34,9 @@ amd-zen3,torch-bf16,real,0.99,0.97,1.0,0.3,512,32,amd-zen3/torch-bf16,"probes, b
 amd-zen3,ort-fp32,real,1.0,0.98,1.0,0.3,512,32,amd-zen3/ort-fp32,"probes, batch class"
 intel-icelake,torch-fp32 (2),real,1.0,0.98,1.0,0.3,512,32,intel-icelake/torch-fp32,"probes, batch class"
 """
-GOOD = {"replay.probes.macro_accuracy": 0.9, "replay.probes.macro_accuracy.1x20": 0.8}
+SCORES = {"replay.probes.macro_accuracy": 0.9, "replay.probes.macro_accuracy.1x20": 0.8}
+HONEST = {f"claim.false_alarm.{alpha}{of}": 0.0 for alpha in ("0.01", "0.05") for of in ("", ".worst", ".worst.upper")}
+GOOD = {**SCORES, **HONEST}
 
 
 @pytest.fixture
@@ -91,10 +95,12 @@ def test_names_and_notes_say_what_a_run_is_about(root: Path, train: Train) -> No
         files = [f.path for f in client.list_artifacts(run["run_id"])]
         note = client.get_model_version(tracking.registry.MODEL, str(version)).description
         notes = [e.tags.get("mlflow.note.content", "") for e in client.search_experiments() if e.name == "hspi"]
-    assert found.info.run_name == "detector, 2 platforms, 1 hardware, 1 models"
+    assert found.info.run_name.startswith("detector 2: data.a unversioned, data.platforms 2, models ['one']")
+    assert "trees.depth gone" in found.data.tags["mlflow.note.content"], "the whole difference"
+    assert found.data.tags["mlflow.user"] == getpass.getuser()
     assert {t for t in found.data.tags if t.startswith("dvc.")} == {"dvc.md5.data/zoo", "dvc.md5.data/signatures"}
     assert "dvc_md5s.json" in files
-    assert "0.9 32 × top-20" in note and "0123456789ab" in note and "champion" in notes[0]
+    assert "32 probes × top-20: 0.9, to reach ≥ 0.999" in note and "0123456789ab" in note and "champion" in notes[0]
 
 
 def test_no_path_in_the_database_is_absolute(root: Path, train: Train) -> None:
@@ -120,30 +126,90 @@ def test_a_moved_checkout_still_finds_its_champion(root: Path, train: Train, tmp
     assert (path / "facts.json").read_text() == '{"first": 1}'
 
 
-def test_opening_the_store_leaves_mlflow_as_it_was(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opening_the_store_leaves_mlflow_and_the_environment_as_they_were(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """MLflow hands its URIs to child processes by the environment; ours must not reach them."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///of-the-user.db")
-    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    import mlflow
+
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
     with tracking.store.open_store(root):
-        assert os.environ["MLFLOW_REGISTRY_URI"] == tracking.store.store_uri(root)
-    assert os.environ["MLFLOW_TRACKING_URI"] == "sqlite:///of-the-user.db"
-    assert "MLFLOW_REGISTRY_URI" not in os.environ
-    assert not (root / "of-the-user.db").exists() and not (root / "mlflow.db").exists()
+        assert mlflow.get_tracking_uri() == mlflow.get_registry_uri() == tracking.store.store_uri(root)
+        assert not {"MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"} & set(os.environ)
+    assert mlflow.get_tracking_uri() != tracking.store.store_uri(root) and not (root / "mlflow.db").exists()
+
+
+def test_a_store_that_the_environment_names_is_the_one(
+    root: Path, train: Train, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLFLOW_TRACKING_URI was ignored once: the local store was written, with exit code 0."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copy(root / "mlruns/mlflow.db", elsewhere / "mlflow.db")
+    before = (root / "mlruns/mlflow.db").read_bytes()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{elsewhere}/mlflow.db")
+    monkeypatch.setenv("HSPI_CACHE", str(elsewhere / "cache"))
+    run = train('{"there": 1}')
+    assert tracking.registry.register(run, GOOD, "set")["champion"] == 1
+    assert (tracking.registry.champion_path(root) / "facts.json").read_text() == '{"there": 1}'
+    assert (root / "mlruns/mlflow.db").read_bytes() == before
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(DataError, match="must hold hspi-detector@champion"):
+        tracking.registry.champion_path(root)
+
+
+def test_the_registry_may_be_another(root: Path, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(root / "mlruns/mlflow.db", root / "registry.db")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{root}/registry.db")
+    tracking.registry.register(train(), GOOD, "set")
+    versions = {}
+    for name in ("registry.db", "mlruns/mlflow.db"):
+        with sqlite3.connect(root / name) as db:
+            versions[name] = db.execute("SELECT count(*) FROM model_versions").fetchone()[0]
+    assert versions == {"registry.db": 1, "mlruns/mlflow.db": 0}
+
+
+def test_the_own_store_by_its_own_name_stays_relative(
+    root: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db")
+    train()
+    assert tracking.store.is_local(root) and all(path.startswith("mlruns/artifacts") for path in locations(root))
+
+
+def test_a_server_that_does_not_answer_is_one_line_without_its_password(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{free_port()}")
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match="must name a store that answers, but http://127") as error:
+        tracking.champion(root)
+    assert "secret" not in str(error.value) and "\n" not in str(error.value)
+    assert time.monotonic() - started < 30, "MLflow itself tries for minutes"
+
+
+def test_looking_for_a_champion_makes_no_store(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="must hold hspi-detector@champion"):
+        tracking.champion(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_evaluation_is_one_accuracy_for_each_platform_and_few_headlines(root: Path, train: Train) -> None:
     """A metric for each pair would bury the page: those are a table, like intervals, chance and tokens."""
     run = train()
-    more = {"claim.false_alarm.0.01": 0.0, "replay.probes.macro_accuracy.ci_low": 0.8, "replay.probes.mcc": 0.7}
+    more = {"replay.probes.macro_accuracy.ci_low": 0.8, "replay.probes.mcc": 0.7}
     assert tracking.log_evaluation(run["run_id"], {**GOOD, **more}, "reports/tables")
     with tracking.store.open_store(root) as client:
         metrics = client.get_run(run["run_id"]).data.metrics
         tables = {f.path for f in client.list_artifacts(run["run_id"], "tables")}
         written = json.loads(Path(client.download_artifacts(run["run_id"], "metrics.json")).read_text())
+    first = "claim.false_alarm.0.01.worst"
     assert metrics == {
         "loss": 0.5,
-        **{f"_headline/{name}": value for name, value in GOOD.items()},
-        "_headline/claim.false_alarm.0.01": 0.0,
+        "_headline/32x20 accuracy": 0.9,
+        "_headline/1x20 accuracy": 0.8,
+        "_headline/true claims lost": 0.0,
+        **{f"detail/{name}": value for name, value in HONEST.items() if name != first},
         "detail/replay.probes.mcc": 0.7,
         "accuracy/amd-zen3/torch-bf16": 0.99,
         "accuracy/amd-zen3/ort-fp32": 1.0,
@@ -165,7 +231,7 @@ def table(root: Path, run: dict[str, str], name: str) -> list[dict[str, Any]]:
 
 def test_platforms_and_pairs_are_tables_and_another_evaluation_takes_their_place(root: Path, train: Train) -> None:
     run = train()
-    for metrics in (GOOD, {**GOOD, "claim.false_alarm.0.01": 0.0}):
+    for metrics in (GOOD, {**GOOD, "claim.power.kernel": 0.0}):
         assert tracking.log_evaluation(run["run_id"], metrics, "reports/tables")
     first, *rest = table(root, run, "accuracy_by_platform.json")
     assert (first["ci_low"], first["tokens"], first["held_out"]) == (0.97, 32, "probes, batch class") and len(rest) == 2
@@ -267,11 +333,11 @@ def test_logging_an_evaluation_again_changes_nothing(root: Path, train: Train) -
     assert tracking.log_evaluation(run["run_id"], GOOD, "reports/tables")
     assert not tracking.log_evaluation(run["run_id"], GOOD, "reports/tables")
     with tracking.store.open_store(root) as client:
-        assert len(client.get_metric_history(run["run_id"], "_headline/replay.probes.macro_accuracy")) == 1
+        assert len(client.get_metric_history(run["run_id"], "_headline/32x20 accuracy")) == 1
 
 
 def better(by: float = 0.0, one: float = 0.0) -> dict[str, float]:
-    return dict(zip(GOOD, (0.9 + by, 0.8 + one), strict=True))
+    return {**HONEST, **dict(zip(SCORES, (0.9 + by, 0.8 + one), strict=True))}
 
 
 def test_the_first_is_champion_and_registering_again_changes_nothing(root: Path, train: Train) -> None:
@@ -345,6 +411,58 @@ def test_a_champion_that_this_version_cannot_read_gives_way_and_a_challenger_tha
         tracking.registry.register(second, GOOD, "other set", rescore=unreadable("[]"))
     won = tracking.registry.register(second, GOOD, "other set", rescore=unreadable("{}"))
     assert won["champion"] == 2 and "cannot be scored" in won["reason"]
+
+
+DISHONEST = {**better(0.05), "claim.false_alarm.0.01": 0.0191}
+
+
+def version(root: Path, number: int) -> Any:
+    with tracking.store.open_store(root) as client:
+        return client.get_model_version(tracking.registry.MODEL, str(number))
+
+
+@pytest.mark.parametrize(
+    ("miss", "said"),
+    [
+        ({"claim.false_alarm.0.01": 0.0191}, "at α = 0.01, mean: 0.0191, to reach ≤ 0.01"),
+        ({"claim.false_alarm.0.05.worst": 0.06}, "at α = 0.05, worst class: 0.06, to reach ≤ 0.05"),
+        ({"claim.false_alarm.0.01.worst.upper": 0.012}, "worst class, upper bound: 0.012, to reach ≤ 0.01"),
+        ({"claim.contradicted.held_out_class": 0.001}, "its batch class held out: 0.001, to reach 0"),
+        ({"claim.false_alarm.0.01": float("nan")}, "at α = 0.01, mean: nan"),
+        ({"claim.false_alarm.0.01": None}, "at α = 0.01, mean: not measured"),
+    ],
+    ids=["mean", "worst class", "upper bound", "class held out", "no number", "not measured"],
+)
+def test_a_missed_honesty_target_is_never_champion_and_the_registry_says_why(
+    root: Path, train: Train, miss: dict[str, float | None], said: str
+) -> None:
+    metrics = {name: value for name, value in {**better(0.05), **miss}.items() if value is not None}
+    found = tracking.registry.register(train(), metrics, "set")
+    assert found["champion"] is None and not found["promoted"] and said in found["reason"]
+    assert len(found["honesty"]) == 1 and said in found["honesty"][0]
+    registered = version(root, 1)
+    assert said in registered.tags["hspi.honesty"] and said in registered.tags["hspi.promotion"]
+    assert registered.description.startswith("Not promoted: an honesty target is missed") and not registered.aliases
+    with pytest.raises(ConfigError, match="must have a champion, but version 1 missed: True claim"):
+        tracking.champion(root)
+
+
+def test_a_better_but_dishonest_challenger_leaves_the_champion(root: Path, train: Train) -> None:
+    tracking.registry.register(train("{}"), GOOD, "set")
+    found = tracking.registry.register(train("[]"), DISHONEST, "set")
+    assert (found["champion"], found["version"], found["promoted"]) == (1, 2, False)
+    assert version(root, 1).description.startswith("Promoted: there was no champion.")
+
+
+def test_a_champion_that_turns_out_dishonest_is_none_and_an_honest_one_becomes_it(root: Path, train: Train) -> None:
+    run = train("{}")
+    assert tracking.registry.register(run, GOOD, "set")["champion"] == 1
+    assert tracking.registry.register(run, DISHONEST, "other set")["champion"] is None
+    assert tracking.registry.register(train("[]"), better(-0.1), "other set")["champion"] == 2
+    with tracking.store.open_store(root) as client:  # as an earlier version, which did not look, would have left it
+        client.set_registered_model_alias(tracking.registry.MODEL, "champion", "1")
+    won = tracking.registry.register(train("[0]"), better(-0.2), "other set")
+    assert won["champion"] == 3 and "misses an honesty target" in won["reason"]
 
 
 def test_registering_needs_the_primary_metrics(root: Path, train: Train) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hspi.files import read_json
 from hspi.history import FAILED, Entry
 from hspi.tracking.runs import log_batches, new_run
-from hspi.tracking.store import AUDITS, experiment_id, open_store
+from hspi.tracking.store import AUDITS, experiment_id, open_store, own_is_open
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 EVIDENCE = ("verdict.json", "plan.json", "facts.json", "manifest.json", "answers.jsonl", "report.html")
 NUMBERS = ("claim_p_value", "requests", "unusable", "prompt_tokens", "output_tokens", "cost")
 _MOST = 50_000  # runs that MLflow returns in one call
+_AT_ONCE = 8
 
 
 def log_audit(folder: str | Path, *, root: str | Path = ".") -> str:
@@ -74,7 +76,8 @@ def read_history(key: str | None = None, *, root: str | Path = ".", **about: str
     with open_store(root) as client:
         runs = client.search_runs([experiment_id(client, AUDITS)], where, max_results=_MOST)
         mine = [run for run in runs if all(run.data.tags.get(f"hspi.{k}") == v for k, v in about.items())]
-        found = [entry for run in mine if (entry := _entry_of(run))]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:  # of a server each is a request
+            found = [entry for entry in pool.map(_entry_of, mine) if entry]
     return sorted(found, key=lambda entry: entry.time)
 
 
@@ -121,8 +124,16 @@ def _run_of(client: MlflowClient, key: str, entry: Entry) -> str | None:
 
 
 def _entry_of(run: Run) -> Entry | None:
-    path = Path(run.info.artifact_uri) / "entry.json"  # relative to the store's root, where `open_store` stands
-    return Entry.from_dict(read_json(path)) if path.exists() else None
+    if own_is_open():  # relative to the store's root, where `open_store` stands
+        path = Path(run.info.artifact_uri) / "entry.json"
+        return Entry.from_dict(read_json(path)) if path.exists() else None
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Entry.from_dict(mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/entry.json"))
+    except MlflowException:
+        return None
 
 
 def _log_evidence(client: MlflowClient, run_id: str, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,15 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from hspi.errors import DataError
 from hspi.evaluation.pairs import pair_matrix, pair_rows
-from hspi.report.headlines import HEADLINES
+from hspi.report.headlines import HEADLINES, first_figures
 from hspi.tracking.lineage import evaluation_input, lock_tags
+from hspi.tracking.notes import description
+from hspi.tracking.pages import figures_view
 from hspi.tracking.runs import log_batches
 from hspi.tracking.store import open_store
+from hspi.tracking.training import DIFFERS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
-HEADLINE = "_headline"  # an underscore sorts before any letter
+HEADLINE, DETAIL = "_headline", "detail"  # an underscore sorts before any letter
 BY_PLATFORM, PAIRS = "accuracy_by_platform.csv", "pair_accuracy.csv"
 _UNFIT = re.compile(r"[^\w.: -]")  # what MLflow allows in no metric's name, and the slash, which parts ours
 _BESIDE = (".ci_low", ".ci_high", ".chance", ".samples", ".tokens")  # of a figure: in the tables
@@ -39,9 +44,10 @@ def log_evaluation(
 ) -> bool:
     """Metrics, tables and figures into a run. False if they are there already.
 
-    Metrics are `_headline/<name>`, `accuracy/<hardware>/<software>` of every platform, and `detail/<name>` of what
-    else was measured. Intervals, chance and tokens stand in metrics.json and in the tables,
-    and so does every pair of platforms. `evaluation_set` becomes an input of the run.
+    Metrics are `_headline/<short name>` of the few that compare runs, `accuracy/<hardware>/<software>` of every
+    platform, and `detail/<name>` of what else was measured. Intervals, chance and tokens stand in metrics.json and in
+    the tables, and so does every pair of platforms. The run's description has the headline and its misses; the view of
+    the table of runs (`pages`) gets the columns of this evaluation. `evaluation_set` becomes an input of the run.
     """
     tables, figures = Path(tables_dir).resolve(), Path(figures_dir).resolve() if figures_dir else None
     root, rows = Path(root).resolve(), platform_rows(tables)
@@ -49,18 +55,21 @@ def log_evaluation(
     shown = tables_of(tables, rows)
     mark = hashlib.sha256(json.dumps([dict(metrics), logged, shown], sort_keys=True).encode()).hexdigest()
     with open_store(root) as client:
-        if client.get_run(run_id).data.tags.get("hspi.evaluation") == mark:
+        run = client.get_run(run_id)
+        if run.data.tags.get("hspi.evaluation") == mark:
             return False
         log_batches(client, run_id, metrics=logged)
         client.log_dict(run_id, dict(metrics), "metrics.json")
         client.log_artifacts(run_id, str(tables), "tables")
-        for name, table in shown.items():
-            _log_table(client, run_id, table, name)
+        _log_tables(client, run, shown)
         if figures and figures.is_dir():
             client.log_artifacts(run_id, str(figures), "figures")
         if evaluation_set:
             client.log_inputs(run_id, datasets=[evaluation_input(evaluation_set, platforms_of(rows), root)])
-        for name, value in {**lock_tags(root, "train"), "hspi.evaluation": mark}.items():
+        for name, value in figures_view([m for m in logged if not m.startswith(DETAIL)]).items():
+            client.set_experiment_tag(run.info.experiment_id, name, value)
+        note = {"mlflow.note.content": description(metrics, run.data.tags.get(DIFFERS, ""))}
+        for name, value in {**lock_tags(root, "train"), **note, "hspi.evaluation": mark}.items():
             client.set_tag(run_id, name, value)
     return True
 
@@ -91,13 +100,13 @@ def metrics_of(metrics: Mapping[str, float], rows: Sequence[Row]) -> dict[str, f
     """What becomes a metric of the run, in the order of MLflow's pages: the run's own shows them as they were logged,
     the charts by what stands before the last slash, in alphabetical order, and names without one behind all others.
     """
-    first = {h.key for h in HEADLINES}
+    first = {h.key for h in HEADLINES if h.first}
     kept = {k: float(v) for k, v in metrics.items() if not k.endswith(_BESIDE)}
-    out = {f"{HEADLINE}/{k}": v for k, v in kept.items() if k in first}
+    out = {f"{HEADLINE}/{name}": float(v) for name, v in first_figures(metrics).items()}
     for row in rows:
         hardware, software = (_UNFIT.sub("_", str(row[k])) or "unknown" for k in ("hardware", "software"))
         out[f"accuracy/{hardware}/{software}"] = row["accuracy"]
-    return out | {f"detail/{k}": v for k, v in kept.items() if k not in first}
+    return out | {f"{DETAIL}/{k}": v for k, v in kept.items() if k not in first}
 
 
 def tables_of(tables: Path, rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -108,10 +117,21 @@ def tables_of(tables: Path, rows: Sequence[Row]) -> dict[str, list[Row]]:
     return {name: table for name, table in found.items() if table}
 
 
-def _log_table(client: MlflowClient, run_id: str, rows: Sequence[Row], name: str) -> None:
-    """As a table of MLflow's pages, in the place of an earlier one: MLflow itself would append to it."""
-    Path(client.get_run(run_id).info.artifact_uri, name).unlink(missing_ok=True)
-    client.log_table(run_id, {column: [row.get(column) for row in rows] for column in rows[0]}, name)
+def _log_tables(client: MlflowClient, run: Run, tables: Mapping[str, Sequence[Row]]) -> None:
+    """As tables of MLflow's pages, in the place of earlier ones: MLflow's own function would append to those."""
+    tag, run_id = "mlflow.loggedArtifacts", run.info.run_id
+    known = json.loads(run.data.tags.get(tag, "[]"))
+    for name, rows in tables.items():
+        columns = list(rows[0])
+        table = {"columns": columns, "data": [[_cell(row.get(column)) for column in columns] for row in rows]}
+        client.log_dict(run_id, table, name)
+    new = [{"path": name, "type": "table"} for name in tables]
+    client.set_tag(run_id, tag, json.dumps(known + [entry for entry in new if entry not in known]))
+
+
+def _cell(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _figure(text: Any) -> Any:

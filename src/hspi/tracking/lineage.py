@@ -52,7 +52,7 @@ def evaluation_set_hash(root: str | Path = ".") -> str:
 
 
 def code_tags(root: str | Path = ".") -> dict[str, str]:
-    """The commit of the checkout and whether tracked files differ from it, or nothing outside of git.
+    """The commit and branch of the checkout and whether tracked files differ from it, or nothing outside of git.
 
     dvc.lock does not count as a difference: `dvc repro` writes it, and its hash is a tag of its own.
     """
@@ -60,7 +60,9 @@ def code_tags(root: str | Path = ".") -> dict[str, str]:
     if not commit:
         return {}
     changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
-    return {"mlflow.source.git.commit": commit, "hspi.git.dirty": str(bool(changed)).lower()}
+    tags = {"mlflow.source.git.commit": commit, "hspi.git.dirty": str(bool(changed)).lower()}
+    branch = _git(root, "branch", "--show-current")
+    return tags | ({"mlflow.source.git.branch": branch} if branch else {})
 
 
 def lock_tags(root: str | Path = ".", stage: str | None = None) -> dict[str, str]:

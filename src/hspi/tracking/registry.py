@@ -1,4 +1,8 @@
-"""The registry: every evaluated detector is a version; the best on one evaluation set is the champion."""
+"""The registry: every evaluated detector is a version; the best on one evaluation set is the champion.
+
+None is that misses an honesty target (`report.headlines`): a detector that contradicts true claims is worse than none,
+however well it names classes.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hspi.errors import DataError
+from hspi.errors import ConfigError, DataError
 from hspi.files import write_json
+from hspi.platforms.convert import cache_folder, made_once
+from hspi.report.headlines import dishonest
 from hspi.tracking.evaluation import log_evaluation, platform_rows, platforms_of
 from hspi.tracking.lineage import evaluation_set_hash
-from hspi.tracking.store import experiment_id, locked, open_store, store_root
-from hspi.tracking.training import log_training
+from hspi.tracking.notes import description
+from hspi.tracking.store import experiment_id, locked, open_store, own_is_open, store_exists, store_root
+from hspi.tracking.training import RESTORED, log_training
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,7 +29,12 @@ if TYPE_CHECKING:
 
 MODEL, CHAMPION = "hspi-detector", "champion"
 PRIMARY = ("replay.probes.macro_accuracy", "replay.probes.macro_accuracy.1x20")  # the second decides a tie
-_SET = "hspi.evaluation_set"
+_SET, _HONESTY, _DECISION = "hspi.evaluation_set", "hspi.honesty", "hspi.promotion"  # tags of a version
+_HONEST, _ALREADY = "met", "it is the champion already"
+_ABOUT = (
+    "Names the platform that serves a language model. Use the version with the alias champion: none has it that "
+    "contradicts true claims."
+)
 
 Rescore = Callable[[Path], Mapping[str, float]]
 """Detector folder → metrics on the present evaluation set, for a champion that was evaluated on another one and for
@@ -67,11 +79,11 @@ def known_run(
             client.get_run(run["run_id"])
             return dict(run)
         except MlflowException:
-            found = client.search_runs([experiment_id(client)], f"tags.`hspi.restored_from` = '{run['run_id']}'")
+            found = client.search_runs([experiment_id(client)], f"tags.`{RESTORED}` = '{run['run_id']}'")
     if found:
         info = found[0].info
         return {"run_id": info.run_id, "experiment_id": info.experiment_id, **_model_of(found[0])}
-    restored = {"hspi.restored_from": run["run_id"]}
+    restored = {RESTORED: run["run_id"], "mlflow.runName": f"detector of run {run['run_id'][:8]}, restored"}
     return log_training(detector_dir, {}, {}, platforms=platforms, root=root, run_file=None, tags=restored)
 
 
@@ -90,29 +102,71 @@ def register(
 ) -> dict[str, Any]:
     """A version of `hspi-detector` for the run's model, and `champion` if it beats the champion on the same set.
 
-    Called again for the same run it changes nothing. If the champion is of another evaluation set, `rescore` scores
-    both detectors on this one, and a champion that cannot be read any more gives way; without `rescore` they cannot be
-    compared and the champion stays. Returns name, version, evaluation_set, metrics, champion (its version), promoted,
-    reason. Raises DataError if a primary metric is missing.
+    A version that misses an honesty target is never champion, and no more if it was; a champion that misses one gives
+    way to any that does not. Tags and description of the version say so. Called again for the same run it changes
+    nothing. If the champion is of another evaluation set, `rescore` scores both detectors on this one, and a champion
+    that cannot be read any more gives way; without `rescore` they cannot be compared and the champion stays.
+    Returns name, version, evaluation_set, metrics, champion (its version, or None), promoted, reason, and honesty: a
+    line for each such target that it misses. Raises DataError if a primary metric is missing.
     """
-    score = _primary(metrics)
+    score, misses = _primary(metrics), dishonest(metrics)
     with open_store(root) as client, locked(store_root(root)):
-        mine = _version_of(client, run, score, evaluation_set)
+        mine = _version_of(client, run)
         champion = _champion(client)
-        promoted, reason = _judge(client, mine, champion, score, evaluation_set, rescore)
-        if promoted:
-            client.set_registered_model_alias(MODEL, CHAMPION, mine.version)
-        holder = mine if promoted or champion is None else champion
+        _tag(client, mine, {**dict(zip(PRIMARY, map(repr, score), strict=True)), _SET: evaluation_set})
+        if misses:
+            promoted, reason = False, f"an honesty target is missed: {'; '.join(misses)}"
+        else:
+            promoted, reason = _judge(client, mine, champion, score, evaluation_set, rescore)
+        holder = _settled(client, mine, champion, promoted, bool(misses))
+        is_champion = holder is not None and holder.version == mine.version
+        _explain(client, mine, metrics, evaluation_set, misses, is_champion, reason)
     return {
         "name": MODEL,
         "version": int(mine.version),
         "run_id": run["run_id"],
         "evaluation_set": evaluation_set,
         "metrics": dict(zip(PRIMARY, score, strict=True)),
-        "champion": int(holder.version),
-        "promoted": promoted or holder.version == mine.version,
+        "champion": int(holder.version) if holder else None,
+        "promoted": is_champion,
         "reason": reason,
+        "honesty": misses,
     }
+
+
+def _settled(
+    client: MlflowClient, mine: ModelVersion, champion: ModelVersion | None, promoted: bool, barred: bool
+) -> ModelVersion | None:
+    """Give or take the alias. Returns who has it."""
+    if promoted:
+        client.set_registered_model_alias(MODEL, CHAMPION, mine.version)
+        return mine
+    if barred and champion is not None and champion.version == mine.version:
+        client.delete_registered_model_alias(MODEL, CHAMPION)
+        return None
+    return champion
+
+
+def _explain(
+    client: MlflowClient,
+    mine: ModelVersion,
+    metrics: Mapping[str, float],
+    evaluation_set: str,
+    misses: Sequence[str],
+    is_champion: bool,
+    reason: str,
+) -> None:
+    decision = f"{'Promoted' if is_champion else 'Not promoted'}: {reason}"
+    if reason == _ALREADY:
+        decision = mine.tags.get(_DECISION, decision)
+    _tag(client, mine, {_HONESTY: f"missed: {'; '.join(misses)}" if misses else _HONEST, _DECISION: decision})
+    note = f"{decision}.\n\n{description(metrics)}\n\nEvaluation set {evaluation_set[:12]}."
+    client.update_model_version(MODEL, mine.version, description=note)
+
+
+def _tag(client: MlflowClient, version: ModelVersion, tags: Mapping[str, str]) -> None:
+    for name, value in tags.items():
+        client.set_model_version_tag(MODEL, version.version, name, value)
 
 
 def _judge(
@@ -126,7 +180,9 @@ def _judge(
     if champion is None:
         return True, "there was no champion"
     if champion.version == mine.version:
-        return False, "it is the champion already"
+        return False, _ALREADY
+    if champion.tags.get(_HONESTY, _HONEST) != _HONEST:
+        return True, f"champion {champion.version} misses an honesty target"
     theirs = tuple(float(champion.tags[name]) for name in PRIMARY)
     if champion.tags[_SET] != evaluation_set:
         if rescore is None:
@@ -136,28 +192,24 @@ def _judge(
             theirs = _primary(rescore(_detector_of(client, champion)))
         except DataError as error:
             return True, f"champion {champion.version} cannot be scored on this set: {error}"
-    if score > theirs:
-        return True, f"{score} beats champion {champion.version}'s {theirs} on the same set"
-    return False, f"{score} does not beat champion {champion.version}'s {theirs} on the same set"
+    verb = "beats" if score > theirs else "does not beat"
+    return score > theirs, f"{_read(score)} {verb} champion {champion.version}'s {_read(theirs)} on the same set"
 
 
-def _version_of(
-    client: MlflowClient, run: Mapping[str, str], score: tuple[float, float], evaluation_set: str
-) -> ModelVersion:
+def _read(score: Sequence[float]) -> str:
+    """ "accuracy 0.9999 (32 × top-20), 0.9444 (1 × top-20)"."""
+    return f"accuracy {score[0]:.6g} (32 × top-20), {score[1]:.6g} (1 × top-20)"
+
+
+def _version_of(client: MlflowClient, run: Mapping[str, str]) -> ModelVersion:
     if not client.search_registered_models(f"name = '{MODEL}'"):
-        client.create_registered_model(MODEL, description="Names the platform that serves a language model.")
+        client.create_registered_model(MODEL, description=_ABOUT)
     same = client.search_model_versions(f"name = '{MODEL}' AND run_id = '{run['run_id']}'")
-    version = (
+    return (
         same[0]
         if same
         else client.create_model_version(MODEL, run["model_uri"], run["run_id"], model_id=run["model_id"])
     )
-    for name, value in {**dict(zip(PRIMARY, map(repr, score), strict=True)), _SET: evaluation_set}.items():
-        client.set_model_version_tag(MODEL, version.version, name, value)
-    scores = ", ".join(f"{value:.5g} {name}" for value, name in zip(score, ("32 × top-20", "1 × top-20"), strict=True))
-    note = f"Macro accuracy over classes {scores}; evaluation set {evaluation_set[:12]}."
-    client.update_model_version(MODEL, version.version, description=note)
-    return client.get_model_version(MODEL, version.version)
 
 
 def _champion(client: MlflowClient) -> ModelVersion | None:
@@ -170,26 +222,48 @@ def _champion(client: MlflowClient) -> ModelVersion | None:
 
 
 def champion_path(root: str | Path = ".") -> Path:
-    """The folder of the champion's detector, inside the store. Raises DataError if there is no champion."""
+    """The folder of the champion's detector: inside the store, or of a server's in the cache.
+
+    Raises DataError if there is no champion; ConfigError if no version may be, because the newest misses an honesty
+    target: whoever wants that one all the same must name it.
+    """
+    nothing = DataError(f"the registry must hold {MODEL}@{CHAMPION}, but it does not: run  dvc repro")
+    if not store_exists(root):
+        raise nothing
     with open_store(root) as client:
         version = _champion(client)
         if version is None:
-            raise DataError(f"the registry must hold {MODEL}@{CHAMPION}, but it does not: run  dvc repro")
+            _refuse_barred(client)
+            raise nothing
         return _detector_of(client, version)
 
 
+def _refuse_barred(client: MlflowClient) -> None:
+    newest = client.search_model_versions(f"name = '{MODEL}'", max_results=1, order_by=["version_number DESC"])
+    if newest and newest[0].tags.get(_HONESTY, _HONEST) != _HONEST:
+        why = f"version {newest[0].version} {newest[0].tags[_HONESTY]}"
+        raise ConfigError(f"{MODEL} must have a champion, but {why}; to use a detector all the same, name its folder")
+
+
 def champion(root: str | Path = ".") -> Detector:
-    """The champion's detector, loaded. Raises DataError if there is no champion."""
+    """The champion's detector, loaded. Raises as `champion_path` does."""
     from hspi.detectors.detector import Detector
 
     return Detector.load(champion_path(root))
 
 
 def _detector_of(client: MlflowClient, version: ModelVersion) -> Path:
+    """What another store holds is fetched once, and kept: a version never changes."""
     from mlflow.artifacts import download_artifacts
     from mlflow.models import Model
 
-    folder = Path(download_artifacts(client.get_model_version_download_uri(MODEL, version.version))).resolve()
+    uri = client.get_model_version_download_uri(MODEL, version.version)
+    if own_is_open():
+        folder = Path(download_artifacts(uri)).resolve()
+    else:
+        kept = cache_folder() / "detectors" / f"{version.run_id}-{version.version}"
+        made_once(kept, lambda unfinished: download_artifacts(uri, dst_path=str(unfinished)))
+        folder = next(kept.rglob("MLmodel")).resolve().parent  # MLflow's stores differ in how deep they put it
     return folder / Model.load(str(folder)).flavors["python_function"]["artifacts"]["bundle"]["path"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import getpass
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -68,10 +68,18 @@ def new_run(
     started: int | None = None,
 ) -> str:
     """The id of a new run, named as its stage unless `tags` name it. started: milliseconds since 1970, or now."""
-    own = {"hspi.stage": stage, "hspi.version": version("hspi"), "mlflow.user": os.environ.get("USER", "")}
+    own = {"hspi.stage": stage, "hspi.version": version("hspi"), "mlflow.user": _user()}
     own |= {"mlflow.source.name": f"hspi {stage}", "mlflow.source.type": "LOCAL"}
     own |= {"mlflow.runName": stage, **tags}
     return str(client.create_run(experiment or experiment_id(client), started, own).info.run_id)
+
+
+def _user() -> str:
+    """Who runs this; empty where the machine has no name for it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
 
 
 def log_batches(

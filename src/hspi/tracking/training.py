@@ -7,17 +7,24 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hspi.files import version, write_json
 from hspi.quiet import be_quiet
-from hspi.tracking.lineage import code_tags, dataset_inputs, dvc_md5s, hardware_of, lock_tags
-from hspi.tracking.runs import flat, log_batches, new_run
-from hspi.tracking.store import open_store, store_uri
+from hspi.tracking.lineage import code_tags, dataset_inputs, dvc_md5s, lock_tags
+from hspi.tracking.notes import Facts, detector_name, differences, made_of
+from hspi.tracking.runs import log_batches, new_run
+from hspi.tracking.store import experiment_id, open_store, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 SAMPLING = 2.0  # seconds between two looks at the machine; a training of the demo takes half a minute
 _REQUIREMENTS = ("numpy", "pandas", "pyarrow", "safetensors", "scikit-learn", "xgboost-cpu")
 _SERVED = Path(__file__).with_name("served_model.py")
+_PACKAGE = Path(__file__).parents[1]
+NUMBER, DIFFERS = "hspi.number", "hspi.differs"  # tags: of detectors in the order of their training
+RESTORED = "hspi.restored_from"  # tag of a run that was made again from a detector alone
 
 
 @contextmanager
@@ -60,8 +67,9 @@ def log_detector(
     """The detector as the model of an open run. Returns, and writes to `run_file`, run_id, experiment_id, model_id and
     model_uri.
 
-    The model is code (`served_model.py`) beside the detector's own files, with the signature that an example of the
-    library of `example_of` and the detector's answer to it give.
+    The model is code (`served_model.py`, and this package as it is now) beside the detector's own files, so that an
+    environment with its requirements alone serves it; with the signature that an example of the library of
+    `example_of` and the detector's answer to it give.
     """
     detector_dir = Path(detector_dir).resolve()
     run_file = Path(run_file).resolve() if run_file else None
@@ -99,14 +107,28 @@ def _opened(
     tags: Mapping[str, str],
 ) -> str:
     root = Path(root).resolve()  # an open store changes to its own
+    code, inputs = code_tags(root), dataset_inputs(platforms, root)
+    facts = made_of(params, platforms, {i.dataset.name: i.dataset.digest for i in inputs}, code)
     of_data = {f"dvc.md5.{p}": m for p, m in md5s.items() if _is_dataset(p)}
-    own = {"mlflow.runName": _detector_name(params, platforms), **of_data, **code_tags(root), **lock_tags(root)}
     with open_store(root) as client:
-        run_id = new_run(client, "train", {**own, **tags})
+        named = {} if RESTORED in tags else _named(client, facts)
+        run_id = new_run(client, "train", {**named, **of_data, **code, **lock_tags(root), **tags})
         client.log_dict(run_id, dict(md5s), "dvc_md5s.json")
-        client.log_inputs(run_id, datasets=dataset_inputs(platforms, root))
-        log_batches(client, run_id, metrics={}, params=flat(params))
+        client.log_inputs(run_id, datasets=inputs)
+        log_batches(client, run_id, metrics={}, params=facts)
     return run_id
+
+
+def _named(client: MlflowClient, facts: Facts) -> dict[str, str]:
+    """Tags: number and name of a detector beside the one that was trained before it, and all that differs."""
+    trained = f"tags.`hspi.stage` = 'train' AND tags.`{NUMBER}` != ''"
+    found = client.search_runs([experiment_id(client)], trained, max_results=1, order_by=["attributes.start_time DESC"])
+    before = found[0].data if found else None
+    number = int(before.tags[NUMBER]) + 1 if before else 1
+    differ = "; ".join(differences(facts, before.params)) if before else ""
+    note = f"Not evaluated yet. Differs from the detector before: {differ or 'in nothing'}." if before else ""
+    named = {NUMBER: str(number), "mlflow.runName": detector_name(number, facts, before.params if before else None)}
+    return named | {DIFFERS: differ, "mlflow.note.content": note or "Not evaluated yet."}
 
 
 @contextmanager
@@ -118,7 +140,7 @@ def _watched(run_id: str, root: str | Path, sampling: float | None) -> Iterator[
     be_quiet()
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    monitor = SystemMetricsMonitor(run_id, sampling, tracking_uri=store_uri(root))
+    monitor = SystemMetricsMonitor(run_id, sampling, tracking_uri=tracking_uri(root))
     monitor.start()
     try:
         yield
@@ -129,12 +151,6 @@ def _watched(run_id: str, root: str | Path, sampling: float | None) -> Iterator[
 def _is_dataset(path: str) -> bool:
     """data/zoo, not data/signatures/amd-zen3: those are inputs of the run."""
     return path.startswith("data/") and path.count("/") == 1
-
-
-def _detector_name(params: Mapping[str, Any], platforms: Sequence[str]) -> str:
-    counts = {"platforms": len(platforms), "hardware": len(hardware_of(platforms))}
-    counts["models"] = len(params.get("params", {}).get("models", ()))
-    return ", ".join(["detector", *(f"{n} {name}" for name, n in counts.items() if n)])
 
 
 def _log_model(run_id: str, folder: Path, example_of: str | None) -> dict[str, str]:
@@ -154,6 +170,7 @@ def _log_model(run_id: str, folder: Path, example_of: str | None) -> dict[str, s
         info = mlflow.pyfunc.log_model(
             name="detector",
             python_model=str(_SERVED),
+            code_paths=[str(_PACKAGE)],
             artifacts={"bundle": str(folder)},
             signature=signature,
             input_example=asked,
@@ -163,5 +180,5 @@ def _log_model(run_id: str, folder: Path, example_of: str | None) -> dict[str, s
 
 
 def _requirements() -> list[str]:
-    """What a detector needs, at the versions that are here. hspi itself is installed from its repository."""
+    """What a detector needs, at the versions that are here. This package is in the model."""
     return [f"{name}=={found}" for name in _REQUIREMENTS if (found := version(name))]
