@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ import audit_world as world
 from hspi.audits import folder as folders
 from hspi.audits.gathering import in_order
 from hspi.audits.material import Material
+from hspi.audits.plan import OutOfReach, Reach
 from hspi.audits.rules import AT_LEAST
 from hspi.audits.run import rescore, start
 from hspi.client import Endpoint, Retry
@@ -309,6 +311,43 @@ def test_a_budget_is_kept_and_named_when_it_is_too_small(tmp_path: Path) -> None
         found = audit(server, tmp_path / "a", "bf16", budget=4)
     assert found.requests == 4 and found.outcome == "inconclusive"
     assert len(found.not_told_apart) > 1 and "max-tokens" in found.to_tell_more
+
+
+def test_a_plan_says_what_alpha_takes_and_where_it_is_out_of_reach(tmp_path: Path) -> None:
+    """Before it asks; and who must reach alpha (`hspi monitor`) is refused then, with nothing asked but discovery."""
+
+    def said(alpha: float, budget: int, name: str) -> tuple[str, str]:
+        supply = world.Supply(world.material(server.url, "bf16", budget=budget, alpha=alpha))
+        endpoint = Endpoint(server.url, KEY, 4, QUICK, deadline=0.8)
+        lines: list[str] = []
+        refused = ""
+        try:
+            start(supply.request(), tmp_path / name, supply=supply, endpoint=endpoint, say=lines.append, reach=True)
+        except OutOfReach as error:
+            refused = str(error)
+        return next(line for line in lines if line.startswith("needs")), refused
+
+    with serving(Misbehaving("bf16")) as server:
+        plan, refused = said(1e-4, 60, "enough")
+        assert (
+            re.search(r"needs +(\d+) answers at least to exclude a class at alpha 0.0001; 60 probes", plan)
+            and not refused
+        )
+        few = int(plan.split()[1])
+        asked = server.asked.total()
+        plan, refused = said(1e-4, few - 1, "few")
+        assert "out of reach" in plan and refused.startswith("alpha must be 0.000")
+        plan, refused = said(1e-40, 60, "never")
+        assert "alpha 1e-40 is out of reach" in plan and "the 60 probes" in refused and "\n" not in refused
+        assert server.asked.total() - asked <= 12, "the two refused asked for what the endpoint gives, and no more"
+
+
+def test_a_budget_below_what_alpha_takes_is_named() -> None:
+    made = Reach(1e-4, 17, 10, 80, 2e-7)
+    assert "the budget allows 10" in made.line()
+    with pytest.raises(OutOfReach, match=r"allow the 17 answers that alpha .* takes, not 10"):
+        made.check()
+    Reach(1e-4, 17, 17, 80, 2e-7).check()
 
 
 def test_no_question_is_asked_twice(tmp_path: Path) -> None:

@@ -8,18 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from hspi.audits.sequential import Martingales, calibrator, crossing, draws, log_mean, log_process, p_values
+from hspi.audits.sequential import POWERS, Martingales, bets, crossing, draws, log_mean, log_process, p_values
 
 SCORES = st.lists(st.integers(-20, 20).map(float), min_size=1, max_size=30)
 
 
-def test_calibrator_is_decreasing_and_integrates_to_one() -> None:
-    p = np.linspace(1e-6, 1, 100_000)
-    assert (np.diff(calibrator(p)) <= 1e-9).all()
-    # ∫ over (0, a) is 1 − (1 − a) / (−ln a): the piece next to 0, where the integrand has its pole
-    a = 1e-9
-    near = (1 - a) / -np.log(a)
-    assert near + quad(lambda x: float(calibrator(x)), a, 1, limit=500)[0] == pytest.approx(1, abs=1e-4)
+def test_each_bet_falls_with_p_and_integrates_to_one() -> None:
+    """So that what is won on p-values that are uniform is 1 on the mean."""
+    for i, power in enumerate(POWERS):
+        assert (np.diff(bets(np.linspace(1e-6, 1, 10_000))[i]) < 0).all()
+        a = 1e-9  # ∫ over (0, a) of κ p^(κ-1) is a^κ: the piece next to 0, where the integrand has its pole
+        rest = quad(lambda x, i=i: float(np.exp(bets(np.array(x))[i])), a, 1, limit=1000, points=[1e-6, 1e-3])[0]
+        assert a**power + rest == pytest.approx(1, abs=1e-4)
 
 
 @settings(max_examples=60, deadline=None)
@@ -107,3 +107,9 @@ def test_crossing_is_the_first_time_or_none() -> None:
     process = np.log([1.0, 50.0, 101.0, 2.0])
     assert crossing(process, 0.01) == 3
     assert crossing(process, 0.001) is None
+
+
+def test_enough_answers_that_are_all_the_same_low_one_reach_a_low_alpha() -> None:
+    """The evidence goes on growing when tested scores outnumber those of calibration."""
+    tops = [log_process([1.0] * 40, [-9.0] * 80, draws(80, seed)).max() for seed in range(50)]
+    assert min(tops) >= -np.log(1e-5)

@@ -39,17 +39,17 @@ SECRET = "token-never-to-be-seen"
 class Watch:
     """Monitors one URL of the small world, an hour between the audits."""
 
-    def __init__(self, root: Path, url: str) -> None:
-        self.root, self.hour = root, 0
+    def __init__(self, root: Path, url: str, alpha: float = 0.01) -> None:
+        self.root, self.hour, self.alpha = root, 0, alpha
         self.target = check.Target(url, "toy", "0" * 64)
         self.said: list[str] = []
         self.claims: list[str | None] = []
 
     def audit(self, folder: Path, claim: str | None) -> Audit:
         self.claims.append(claim)
-        supply = world.Supply(world.material(self.target.base_url, claim))
+        supply = world.Supply(world.material(self.target.base_url, claim, alpha=self.alpha))
         endpoint = Endpoint(self.target.base_url, "", 4, QUICK, deadline=0.8)
-        return start(supply.request(), folder, supply=supply, endpoint=endpoint)
+        return start(supply.request(), folder, supply=supply, endpoint=endpoint, reach=True)
 
     def __call__(self, claim: str | None = None, webhook: str | None = None) -> Entry:
         self.hour += 1
@@ -155,6 +155,27 @@ def test_a_swap_behind_the_url_is_one_alert_and_all_else_is_none(store: Path) ->
     assert {"history.png", "history.html", "entry.json", "verdict.json", "report.html"} <= names
     leaks = [f for f in store.rglob("*") if f.is_file() and SECRET.encode() in f.read_bytes()]
     assert not leaks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", [1e-4, 1e-6])
+def test_at_a_low_alpha_it_arms_on_an_honest_endpoint_and_tells_of_a_swap(store: Path, alpha: float) -> None:
+    with serving(Misbehaving("bf16")) as first:
+        watch, port = Watch(store, first.url, alpha), first.port
+        found = [watch(), watch()]
+    with serving(Misbehaving("int8", port=port)):
+        found.append(watch())
+    assert [e.outcome for e in found] == ["identified", "consistent", "contradicted"]
+    assert [e.alert for e in found] == [False, False, True] and f"at alpha {alpha:g}" in found[2].news
+
+
+def test_an_alpha_out_of_reach_is_refused_at_once_and_not_recorded(store: Path) -> None:
+    with serving(Misbehaving("bf16")) as server:
+        watch = Watch(store, server.url, 1e-40)
+        with pytest.raises(ConfigError, match=r"alpha must be .* at least") as refused:
+            watch()
+    assert refused.value.exit_code == 2 and watch.claims == [None]
+    assert not tracking.read_history(watch.target.key, root=store)
 
 
 @pytest.mark.slow

@@ -9,15 +9,68 @@ from typing import Any
 import numpy as np
 
 from hspi.audits.discovery import DISCOVERY_TOKENS, Capabilities
-from hspi.audits.levels.scorer import Scorer
+from hspi.audits.levels.scorer import AT_LEAST, Scorer
 from hspi.audits.material import Material, Probe
 from hspi.audits.sequential import crossing
+from hspi.errors import ConfigError
+
+
+class OutOfReach(ConfigError):
+    """No answers that may be asked for would exclude anything at such an alpha."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How many answers `alpha` takes. needs: those that exclude a class which all of them are plainly unlike, at the
+    least, None where all `available` probes of the library do not suffice; asked: those that the budget allows; least:
+    the alpha that all of them reach.
+    """
+
+    alpha: float
+    needs: int | None
+    asked: int
+    available: int
+    least: float
+
+    @classmethod
+    def of(cls, scorer: Scorer, alpha: float, asked: int, available: int) -> Reach:
+        lie = scorer.plain_lie(available)
+        least = float(np.exp(-lie.max(initial=0.0)))
+        digit = 10.0 ** np.floor(np.log10(least))
+        return cls(alpha, crossing(lie, alpha), asked, available, float(f"{np.ceil(least / digit) * digit:.1g}"))
+
+    @property
+    def within(self) -> bool:
+        return self.needs is not None and self.needs <= self.asked
+
+    def line(self) -> str:
+        if self.needs is None:
+            return (
+                f"more answers than the {self.available} probes of this library: alpha {self.alpha:g} is out of reach"
+            )
+        said = f"{self.needs} answers at least to exclude a class at alpha {self.alpha:g}"
+        if not self.within:
+            return f"{said}, but the budget allows {self.asked}: nothing can be excluded"
+        return f"{said}; {self.available} probes reach down to {self.least:g}"
+
+    def check(self) -> None:
+        """Raises OutOfReach where nothing can be excluded."""
+        if self.needs is None:
+            raise OutOfReach(
+                f"alpha must be {self.least:g} at least with the {self.available} probes that this library has for it, "
+                f"but got {self.alpha:g}"
+            )
+        if not self.within:
+            raise OutOfReach(
+                f"the budget must allow the {self.needs} answers that alpha {self.alpha:g} takes, not {self.asked}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """level: `Level.name`; `power`: median tokens until the claim is contradicted if the nearest other class serves
-    instead (from stored signatures; None where they did not part); sequential: whether it may stop early.
+    """level: `Level.name`; `power`: tokens until the claim is excluded if the nearest other class serves instead (from
+    stored signatures; None where they did not part); sequential: whether it may stop early; reach: what alpha takes,
+    None where no candidate is tested.
     """
 
     level: str
@@ -32,6 +85,7 @@ class Plan:
     classes: int
     sequential: bool
     capabilities: Capabilities
+    reach: Reach | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,6 +108,8 @@ class Plan:
         if self.nearest:
             power = f"{self.power} tokens" if self.power else f"more than {len(self.probes)} tokens"
             out.append(f"power         {power} expected to part the claim from its nearest class, {self.nearest}")
+        if self.reach:
+            out.append(f"needs         {self.reach.line()}")
         return out
 
 
@@ -67,6 +123,7 @@ def make_plan(
     if scorer is not None:
         at = {p: i for i, p in enumerate(scorer.data.probes)}
         asked = [p for p in asked if scorer.asks(at[p.set, p.id])]
+    available = len(asked)
     left = material.settings.budget - max(0, cap.tokens - DISCOVERY_TOKENS)
     asked = asked[: max(0, left if most is None else min(most, left))]
     prompt = sum(len(p.ids) + max(cap.extra_tokens or 0, 0) for p in asked)
@@ -86,6 +143,7 @@ def make_plan(
         0 if told is None else told.count,
         scorer is not None,
         cap,
+        None if scorer is None else Reach.of(scorer, material.settings.alpha, len(asked), available),
     )
 
 
@@ -113,4 +171,6 @@ def _tokens(scorer: Scorer, served: int, claimed: Sequence[int], members: Any, m
     if not len(at):
         return None
     process = scorer.processes(scorer.views(scorer.own(served, setting, at), at, members))[list(claimed)].min(axis=0)
-    return crossing(process, material.settings.alpha)
+    crossed = crossing(process, material.settings.alpha)
+    by_values = AT_LEAST if len(at) >= AT_LEAST and scorer.apart(served, setting, at, members) else None
+    return min(filter(None, (crossed, by_values)), default=None)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hspi.audits.answers import Answer
-from hspi.audits.levels.scorer import FITS, Scorer
+from hspi.audits.levels.scorer import AT_LEAST, FITS, Scorer
 from hspi.audits.material import Material, Probe
 from hspi.audits.plan import Plan
 from hspi.detectors.detector import NO_GROUND
@@ -20,7 +20,6 @@ from hspi.evidence.observation import Observation
 from hspi.verdict import UNKNOWN, Verdict
 
 AFTER_CONTRADICTION = 16  # answers more, in the hope of naming what serves instead
-AT_LEAST = 24  # answers before a class may be named, so that what is in no library has time to show
 STRETCH = 24  # answers in a row that are looked at alone, in search of a change of platform
 TOO_MANY = 0.1  # share of answers that may be unusable before nothing is concluded
 

@@ -186,13 +186,15 @@ def start(
     *,
     say: Say = silent,
     dry_run: bool = False,
+    reach: bool = False,
     supply: Supply | None = None,
     endpoint: Endpoint | None = None,
 ) -> Audit:
     """Ask, judge, seal the evidence in `folder` (by default the request's own). Raises as `audit` does.
 
     say: is told the plan, line by line. dry_run: find out what the endpoint gives, make the plan, leave nothing behind.
-    supply and endpoint stand in for the project's folders and the request's URL.
+    reach: raise OutOfReach where no answers would exclude anything at the request's alpha. supply and endpoint stand in
+    for the project's folders and the request's URL.
     """
     supply = supply or Project(request, say)
     endpoint = endpoint or Endpoint(request.base_url, os.environ.get("OPENAI_API_KEY", ""), request.concurrency)
@@ -201,7 +203,7 @@ def start(
     async def run(where: Path) -> Audit:
         opened = open_folder(where, supply.material, settings)
         async with endpoint:
-            return await _conduct(opened, endpoint, where, say, dry_run, supply.scores, supply.refer)
+            return await _conduct(opened, endpoint, where, say, dry_run, reach, supply.scores, supply.refer)
 
     if not dry_run:
         return asyncio.run(run(folder or request.folder))
@@ -236,6 +238,7 @@ async def _conduct(
     folder: Path,
     say: Say,
     dry_run: bool = False,
+    reach: bool = False,
     scores: Path | None = None,
     refer: Refer | None = None,
 ) -> Audit:
@@ -251,6 +254,8 @@ async def _conduct(
             say(line)
         if dry_run:
             return Audit(folder, material, plan, None)
+        if reach and plan.reach:
+            plan.reach.check()
         level.prepare(plan, folder, refer)
         findings = await gather(level, plan, reader(cap, names, symbols), records.ask)
         found = level.conclude(plan, findings)

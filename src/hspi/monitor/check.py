@@ -18,6 +18,7 @@ from typing import Any
 
 from hspi import history, tracking, zoo
 from hspi.audits import run
+from hspi.audits.plan import OutOfReach
 from hspi.audits.run import Audit, Request, Say, silent
 from hspi.client import shown_url
 from hspi.errors import ConfigError, EndpointError, Exit, HspiError
@@ -119,7 +120,7 @@ def _audited(
             except EndpointError as error:
                 return folder, replace(entry, why=str(error)), []
             except HspiError as error:
-                if error.exit_code != Exit.MISUSED:
+                if error.exit_code != Exit.MISUSED or isinstance(error, OutOfReach):
                     raise
                 refused = error
                 continue
@@ -244,8 +245,8 @@ def watch(
     """Audit an endpoint once more and hold it against its history in `root` (audits/monitor/KEY). See `check`.
 
     The request's claim is what is claimed each time; without one it is the class that answered before. A failed
-    endpoint is tried `retries` times more, then recorded. Raises ConfigError where the request cannot be made as it is,
-    or another monitor works in the folder.
+    endpoint is tried `retries` times more, then recorded. Raises ConfigError where the request cannot be made as it is
+    or no answers would exclude anything at its alpha, and where another monitor works in the folder.
     """
     target = Target(shown_url(request.base_url), request.served, zoo.resolve(request.weights).weights_hash)
     root = root or run.AUDITS / "monitor" / target.key
@@ -254,7 +255,7 @@ def watch(
     def audit(folder: Path, claim: str | None) -> Audit:
         own = claim == request.claim
         again = replace(request, claim=claim, claim_hardware=request.claim_hardware if own else None)
-        return run.start(again, folder, say=say)
+        return run.start(again, folder, say=say, reach=True)
 
     with alone(root):
         entry = check(

@@ -21,7 +21,6 @@ import numpy.typing as npt
 from hspi.audits.levels.level import Offer, Sequential
 from hspi.audits.levels.replay import how_asked, replayable
 from hspi.audits.levels.scorer import FITS, Bools, Scorer
-from hspi.audits.sequential import Martingales, SimpleMixture
 from hspi.detectors.detector import Detector
 from hspi.detectors.virtual_families import Claimed
 from hspi.evidence.aligned import Aligned, place
@@ -82,7 +81,6 @@ class Text(Sequential):
 class Agreement(Scorer):
     """The score is the agreement with a platform's nearest setting."""
 
-    bets: ClassVar[type[Martingales]] = SimpleMixture
     calibrated: ClassVar[bool] = False
 
     @abstractmethod

@@ -166,9 +166,16 @@ class ReplayScorer(Scorer):
         Not under the nearest: two settings that differ by the softmax's normaliser alone are equally near.
         """
         at = np.asarray([self._index[p] for p in seen.probes])
-        (found,) = self._statistics([self.observed(seen, at)], at, np.arange(len(self.present)))
-        equal = np.where(self.present[..., None], found[..., EQUAL], 0.0).max(axis=1)
+        return self._same(self.observed(seen, at), at, np.arange(len(self.present)))
+
+    def _same(self, observed: Placed, at: Index, who: Index) -> Bools:
+        (found,) = self._statistics([observed], at, who)
+        equal = np.where(self.present[who][..., None], found[..., EQUAL], 0.0).max(axis=1)
         return np.asarray(equal.mean(axis=1) >= SAME * self.k)
+
+    def apart(self, served: int, setting: int, at: Index, members: Index) -> bool:
+        same = self._same(self.own(served, setting, at), at, np.concatenate([[served], members]))
+        return bool(same[0] and not same[1:].any())
 
     def against(self, seen: Observation, claimed: Claimed, log_e: npt.NDArray[np.float64]) -> str:
         return "" if self.gave(seen)[list(claimed.platforms)].any() else self.detector.against(seen, claimed)

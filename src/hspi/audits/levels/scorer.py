@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from hspi.audits.sequential import Martingales, log_mean
+from hspi.audits.sequential import Floats, Martingales, draws, log_mean, log_process
 from hspi.detectors.detector import Detector
 from hspi.detectors.number_format import Formats
 from hspi.detectors.virtual_families import Claimed, Families
@@ -29,6 +29,7 @@ from hspi.splits import Index, split_probes
 
 RIVALS = 6  # platforms of other classes, the nearest, that a platform's score is held against
 FITS = np.log(2.0)  # evidence against a class below which it fits answers
+AT_LEAST = 24  # answers before a class may be named, so that what is in no library has time to show
 VIEWS = 2  # the score itself, and its lead over the best rival
 
 Bools = npt.NDArray[np.bool_]
@@ -42,7 +43,6 @@ class Scorer(ABC):
     A subclass says how an answer is read, compared and scored. Raises UnknownName for a model without a library.
     """
 
-    bets: ClassVar[type[Martingales]] = Martingales
     calibrated: ClassVar[bool] = True  # whether a detector knows when nobody fits
     tells_format_from: ClassVar[int] = 0  # answers whose residuals tell the number format; 0 where none are seen
 
@@ -100,6 +100,10 @@ class Scorer(ABC):
         never excluded from what lies among them, but it does not give another's values bit for bit.
         """
         return left
+
+    def apart(self, served: int, setting: int, at: Index, members: Index) -> bool:
+        """Whether AT_LEAST answers of platform `served` suffice to rule `members` out by their very values."""
+        return False
 
     def told_format(self, seen: Observation) -> Formats | None:
         """What the residuals say of the number format, where this level sees them."""
@@ -167,8 +171,12 @@ class Scorer(ABC):
 
     # ------------------------------------------------------------ evidence
 
+    def plain_lie(self, answers: int) -> Floats:
+        """ln E against a class after each of so many answers, all of them unlike it: what few answers can come to."""
+        return log_process(np.ones(len(self.calibrate_on)).tolist(), [0.0] * answers, draws(answers))
+
     def start(self) -> Evidence:
-        return Evidence(self.told, self.bets(self._calibration))
+        return Evidence(self.told, Martingales(self._calibration))
 
     def processes(self, scores: F32) -> npt.NDArray[np.float64]:
         """ln E_t against each class after each probe of `scores`: (classes, n)."""
